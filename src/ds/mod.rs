@@ -1,0 +1,3 @@
+//! Data structures that know no allocator word.
+
+pub(crate) mod bitmap;
