@@ -1,0 +1,82 @@
+//! Request size → block size → segment size: the arithmetic that decides how large things are.
+//!
+//! ```text
+//! request 1,500,000 B ─round─▶ block 1,500,160 B (2,930 granules) ─▶ large group, segment 20 MiB
+//! request     4,000 B ─round─▶ block     4,096 B (    8 granules) ─▶ small group, segment  2 MiB
+//! ```
+//!
+//! Pure functions of the [`Config`]; constant time. The rules and constants are PyTorch's
+//! (`c10/cuda/CUDACachingAllocator.cpp`: `round_size`, `get_allocation_size`, `should_split`), so
+//! that the torch preset makes the same segments; our default preset changes constants only.
+
+use crate::config::Config;
+use crate::units::{Bytes, GRANULE, MIB, align_up, to_granules};
+
+/// Which of the two size groups a block lives in; each has pools of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Group {
+    Small = 0,
+    Large = 1,
+}
+
+pub(crate) const GROUPS: [Group; 2] = [Group::Small, Group::Large];
+
+impl Group {
+    #[inline]
+    pub(crate) fn of(rounded: Bytes, config: &Config) -> Self {
+        if rounded <= config.small_max { Group::Small } else { Group::Large }
+    }
+}
+
+/// The block size for a request of `size` bytes (not 0, at most `REQUEST_MAX`).
+#[inline]
+pub(crate) fn round(size: Bytes, config: &Config) -> Bytes {
+    // The first bucket's divisions cover every size below 2 MiB, so one look tells that the option
+    // is off for small requests; large ones look up their bucket.
+    let divisions = Bytes::from(divisions_for(size, config));
+    if divisions > 1 && size > GRANULE * divisions {
+        return round_to_division(size, divisions);
+    }
+    align_up(size, GRANULE)
+}
+
+/// Bucket of `roundup_power2_divisions`: 1 MiB·2ᵏ ≤ size < 2 MiB·2ᵏ, the ends open.
+#[inline]
+fn divisions_for(size: Bytes, config: &Config) -> u8 {
+    let megabytes = (size / MIB).max(1);
+    let bucket = megabytes.ilog2().min(config.roundup_power2_divisions.len() as u32 - 1);
+    config.roundup_power2_divisions[bucket as usize]
+}
+
+/// The next multiple of (the power of two below `size`) / `divisions`.
+fn round_to_division(size: Bytes, divisions: Bytes) -> Bytes {
+    if size.is_power_of_two() {
+        return size;
+    }
+    let floor = 1 << size.ilog2();
+    align_up(align_up(size, floor / divisions), GRANULE)
+}
+
+/// The size of the segment that PyTorch's rule makes for a block of `rounded` bytes.
+pub(crate) fn segment_size(rounded: Bytes, config: &Config) -> Bytes {
+    if rounded <= config.small_max {
+        config.small_segment
+    } else if rounded < config.large_min {
+        config.large_segment
+    } else {
+        align_up(rounded, config.large_round)
+    }
+}
+
+/// The smallest remainder, in granules, that is cut off a block of `group`.
+#[inline]
+pub(crate) fn split_remainder(group: Group, virtual_memory: bool, config: &Config) -> u32 {
+    match group {
+        Group::Small => to_granules(config.split_remainder_small),
+        Group::Large if virtual_memory => 1,
+        Group::Large => to_granules(config.split_remainder_large),
+    }
+}
+
+#[cfg(test)]
+mod tests;

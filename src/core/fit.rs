@@ -1,0 +1,127 @@
+//! Which free block serves a request, and how much of it.
+//!
+//! ```text
+//!  best fit ─▶ plain? ─▶ a wholly idle segment? ─ no ─▶ that block
+//!                 │                │ yes: one of the next few, in a segment that is in use anyway
+//!                 ▼
+//!   alignment, oversize blocks, expandable segments: rules that few programs switch on
+//! ```
+//!
+//! Everything here only looks; [`carve`](crate::core::arena::Arena::carve) acts. O(1), but for
+//! alignments above a granule, which walk the blocks between the request's size and that size plus
+//! the alignment.
+
+use crate::config::Config;
+use crate::core::arena::{Arena, Want};
+use crate::core::classes::{Group, split_remainder};
+use crate::id::BlockId;
+use crate::units::to_bytes;
+
+impl<M> Arena<M> {
+    /// The block of `pool` that the policy would use.
+    #[inline]
+    pub(crate) fn fit(&self, pool: usize, want: &Want, config: &Config) -> Option<BlockId> {
+        let bins = &self.pools[pool].free;
+        let id = bins.best_fit(&self.blocks, want.size)?;
+        if want.align > 1 || config.max_split_size.is_some() || config.expandable_segments {
+            return self.fit_with_rules(pool, id, want, config);
+        }
+        let spares = self.blocks[id.index()].size / 2 >= want.size && self.is_whole(id);
+        Some(if spares { self.spare_idle(pool, id, config) } else { id })
+    }
+
+    /// Whether a free block is all of its segment.
+    #[inline]
+    pub(crate) fn is_whole(&self, id: BlockId) -> bool {
+        let block = &self.blocks[id.index()];
+        block.size == self.segments[block.segment.index()].size
+    }
+
+    /// One of the next larger blocks, if it lies in a segment that is in use anyway; else `id`, for
+    /// which an idle segment is broken. What lives in few segments leaves whole ones for large
+    /// requests and trims (the rule of "fullest first", as in Temeraire: Hunter et al., OSDI 2021).
+    fn spare_idle(&self, pool: usize, id: BlockId, config: &Config) -> BlockId {
+        let bins = &self.pools[pool].free;
+        let larger = std::iter::successors(Some(id), |&at| bins.after(&self.blocks, at));
+        let mut larger = larger.skip(1).take(config.spare_idle_count as usize);
+        larger.find(|&at| !self.is_whole(at)).unwrap_or(id)
+    }
+
+    /// The rules that few programs switch on: alignment, oversize blocks, expandable segments.
+    #[cold]
+    fn fit_with_rules(
+        &self,
+        pool: usize,
+        id: BlockId,
+        want: &Want,
+        config: &Config,
+    ) -> Option<BlockId> {
+        let bins = &self.pools[pool].free;
+        let mut at = Some(id);
+        while let Some(id) = at.filter(|&id| self.aligned_start(id, want).is_none()) {
+            at = bins.after(&self.blocks, id);
+        }
+        let mut id = at?;
+        if config.expandable_segments && want.align <= 1 {
+            // The piece that can still grow counts as large as it can become, so that smaller
+            // leftovers go first (PyTorch's rule in get_free_block).
+            while self.segments[self.blocks[id.index()].segment.index()].is_virtual() {
+                match bins.after(&self.blocks, id) {
+                    Some(next) if self.growable_size(next) < self.growable_size(id) => id = next,
+                    _ => break,
+                }
+            }
+        }
+        let size = to_bytes(self.blocks[id.index()].size);
+        let asked = to_bytes(want.size);
+        match config.max_split_size {
+            Some(max) if asked < max && size >= max => None,
+            Some(max) if asked >= max && size >= asked + config.max_non_split_rounding => None,
+            _ => Some(id),
+        }
+    }
+
+    /// Size of a free block together with the unmapped range that follows it.
+    fn growable_size(&self, id: BlockId) -> u64 {
+        let block = &self.blocks[id.index()];
+        let next = self.blocks.get(block.next.index()).filter(|next| next.is_unmapped());
+        u64::from(block.size) + next.map_or(0, |next| u64::from(next.size))
+    }
+
+    /// Where in a free block the request would start, if it fits there with its alignment.
+    #[inline]
+    pub(crate) fn aligned_start(&self, id: BlockId, want: &Want) -> Option<u32> {
+        let block = &self.blocks[id.index()];
+        let start = block.offset.checked_next_multiple_of(want.align)?;
+        (start.checked_add(want.size)? <= block.end()).then_some(start)
+    }
+
+    /// Granules that the request would get out of block `id`.
+    #[inline]
+    pub(crate) fn cut_size(&self, id: BlockId, want: &Want, config: &Config) -> u32 {
+        let block = &self.blocks[id.index()];
+        let segment = &self.segments[block.segment.index()];
+        let pad = match want.align {
+            0 | 1 => 0,
+            _ => self.aligned_start(id, want).map_or(0, |start| start - block.offset),
+        };
+        let rest = block.size - pad - want.size;
+        let splits = !self.pools[segment.pool].traits.no_split
+            && rest >= split_remainder(want.group, segment.is_virtual(), config)
+            && (want.group == Group::Small
+                || segment.is_virtual()
+                || config.max_split_size.is_none_or(|max| to_bytes(want.size) < max));
+        if splits { want.size } else { want.size + rest }
+    }
+
+    /// Whether handing out `cut` granules of block `id` stays within the leases of the peaks.
+    #[inline]
+    pub(crate) fn is_leased(&self, id: BlockId, cut: u32, want: &Want) -> bool {
+        let block = &self.blocks[id.index()];
+        let rest = block.size - cut;
+        let left = u64::from(rest > 0) + u64::from(rest > 0 && want.align > 1);
+        // A part of a segment counts as a free piece already; a whole segment does not.
+        let pieces = if self.is_whole(id) { (left, rest) } else { (left.saturating_sub(1), 0) };
+        self.ledger.admits(want.group, cut, want.requested, pieces)
+    }
+}

@@ -1,0 +1,460 @@
+//! What is tried, in which order, when the pool has nothing that fits.
+//!
+//! ```text
+//!  Events     record what pending blocks wait for, ask what is complete   (record, query)
+//!  Order      have the device wait for another stream's last use           (record, wait)
+//!  Relief     give idle segments back, where growing would exceed headroom (free)
+//!  Grow       the segment that the policy likes                            (allocate, or map)
+//!  Callbacks  ask the program, once, by priority
+//!  Grow       again, if that freed something
+//!  Spare      private pools that serve everyone when memory is out
+//!  Aged       give back what has been idle for long
+//!  Missing    give back exactly what is missing, coldest first
+//!  Grow       again
+//!  Exact      a segment of just the size that is needed
+//!  Submitted  wait on the host for streams that still use freed blocks     (record, synchronize)
+//!  All        give everything back
+//!  Grow, Exact, and Others: wait for other threads' growths and releases, then from Grow on
+//! ```
+//!
+//! Callbacks come after the first refused growth: they are for real pressure, not for every miss.
+//! After every rung that changed something the pool is searched again, so a call never fails while
+//! a block that fits is free on any stream. With the torch preset Order, Missing and Exact are off.
+
+use crate::core::arena::{Grant, Want};
+use crate::core::harvest::{Event, Harvest};
+use crate::core::lifetime::Mark;
+use crate::core::state::{World, segment_sizes};
+use crate::core::step::{Failure, Growth, Step};
+use crate::core::trim::Trim;
+use crate::id::{ArenaId, BlockId, OwnerId, SideId};
+use crate::units::{Bytes, to_bytes};
+
+/// One thing to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rung {
+    Events,
+    Order,
+    Relief,
+    Grow,
+    Callbacks,
+    Spare,
+    Aged,
+    Missing,
+    Exact,
+    Submitted,
+    All,
+    Others,
+}
+
+const LADDER: [Rung; 15] = [
+    Rung::Events,
+    Rung::Order,
+    Rung::Relief,
+    Rung::Grow,
+    Rung::Callbacks,
+    Rung::Grow,
+    Rung::Spare,
+    Rung::Aged,
+    Rung::Missing,
+    Rung::Grow,
+    Rung::Submitted,
+    Rung::All,
+    Rung::Grow,
+    Rung::Exact,
+    Rung::Others,
+];
+
+/// Where on the ladder `Others` goes back to.
+const FIRST_GROW: usize = 3;
+
+/// A request on its way up the ladder.
+#[derive(Debug)]
+pub(crate) struct Miss {
+    pub(crate) want: Want,
+    pub(crate) arena: ArenaId,
+    rung: usize,
+    started: bool,
+    harvest: Harvest,
+    /// Events are to be harvested before the first search.
+    harvest_first: bool,
+    /// The program has callbacks that were not asked yet.
+    callbacks: bool,
+    /// Growing was refused, and nothing has come free since.
+    refused: bool,
+    /// How often memory had come back when growing was tried last, and by this request since.
+    returns: u64,
+    /// What the device said was free when it refused.
+    device_free: Option<Bytes>,
+    trim: Option<Trim>,
+}
+
+/// What a rung brought.
+enum Climb<M, E> {
+    Do(Step<M, E>),
+    Again,
+    Next,
+}
+
+impl Miss {
+    pub(crate) fn new(arena: ArenaId, want: Want, harvest: bool, callbacks: bool) -> Self {
+        Self {
+            want,
+            arena,
+            rung: 0,
+            started: false,
+            harvest: Harvest::default(),
+            harvest_first: harvest,
+            callbacks,
+            refused: false,
+            returns: 0,
+            device_free: None,
+            trim: None,
+        }
+    }
+
+    /// The device, which says so much is free, or the limit refused to grow.
+    pub(crate) fn refuse(&mut self, device_free: Option<Bytes>) {
+        self.refused = true;
+        self.device_free = device_free;
+    }
+
+    /// A callback gave memory back, or none did; `left`: there are more to ask.
+    pub(crate) fn called_back(&mut self, freed: bool, left: bool) {
+        self.callbacks = left;
+        self.refused &= !freed;
+    }
+
+    /// This request itself made memory come back: nothing new for it.
+    pub(crate) fn own_return(&mut self) {
+        self.returns += 1;
+    }
+
+    /// The present rung is tried once more.
+    pub(crate) fn stay(&mut self) {
+        self.rung -= 1;
+    }
+
+    /// The present rung is done with.
+    pub(crate) fn leave(&mut self) {
+        self.rung += 1;
+    }
+
+    /// Memory came free: growing may work now.
+    pub(crate) fn relieve(&mut self) {
+        self.refused = false;
+    }
+}
+
+impl<M: Clone, E: Clone> World<'_, M, E> {
+    /// The next step of a request: see the module.
+    pub(crate) fn advance(&mut self, miss: &mut Miss) -> Step<M, E> {
+        if !miss.started {
+            miss.started = true;
+            self.global.epoch += 1;
+            self.pool(miss.arena, miss.want.owner, miss.want.group);
+        }
+        self.absorb();
+        let step = self.climb_until_step(miss);
+        self.begin_calls(&step);
+        step
+    }
+
+    fn climb_until_step(&mut self, miss: &mut Miss) -> Step<M, E> {
+        let captured = self.global.is_captured(miss.arena);
+        if miss.harvest_first && !captured {
+            if let Some(step) = self.harvest_step(&mut miss.harvest) {
+                return step;
+            }
+            miss.harvest_first = false;
+        }
+        let mut search = true;
+        loop {
+            if self.global.lost {
+                return Step::Fail(Failure::Lost);
+            }
+            if search
+                && let Some((arena, grant)) = self.search(miss.arena, &miss.want, miss.refused)
+            {
+                return Step::Done(arena, grant);
+            }
+            if captured {
+                return Step::Fail(Failure::Capture);
+            }
+            let Some(&rung) = LADDER.get(miss.rung) else {
+                self.global.counts.ooms += 1;
+                return Step::Fail(Failure::OutOfMemory);
+            };
+            match self.climb(rung, miss) {
+                Climb::Do(step) => return step,
+                Climb::Again => search = true,
+                Climb::Next => {
+                    search = false;
+                    miss.rung += 1;
+                }
+            }
+        }
+    }
+
+    fn climb(&mut self, rung: Rung, miss: &mut Miss) -> Climb<M, E> {
+        let (liked, needed) = segment_sizes(&miss.want, self.config, self.device);
+        match rung {
+            Rung::Events => self.harvest_step(&mut miss.harvest).map_or(Climb::Next, Climb::Do),
+            Rung::Order => self.order(miss.arena, &miss.want, miss.refused),
+            Rung::Relief => {
+                if std::mem::take(&mut self.global.purge) {
+                    let step = self.trim_step(&mut Trim::released());
+                    return step.map_or(Climb::Again, Climb::Do);
+                }
+                miss.rung += 1;
+                self.relief(miss, liked).map_or(Climb::Again, Climb::Do)
+            }
+            Rung::Grow => self.grow(miss, liked),
+            Rung::Exact if self.config.exact_growth && needed < liked => self.grow(miss, needed),
+            Rung::Callbacks if miss.callbacks && miss.refused => Climb::Do(Step::Callbacks),
+            Rung::Callbacks if !miss.refused => {
+                miss.rung -= 1;
+                self.grow(miss, liked)
+            }
+            Rung::Spare => self.spare(miss),
+            Rung::Aged => {
+                miss.rung += 1;
+                self.release_aged().map_or(Climb::Again, Climb::Do)
+            }
+            Rung::Missing => {
+                miss.rung += 1;
+                let device_free = miss.device_free;
+                self.release_missing(miss, liked, device_free).map_or(Climb::Again, Climb::Do)
+            }
+            Rung::Submitted => self.await_submitted(miss),
+            Rung::All => self.trim_all(miss),
+            Rung::Others if self.global.in_flight > 0 => {
+                miss.rung = FIRST_GROW;
+                miss.trim = None;
+                miss.relieve();
+                Climb::Do(Step::Await)
+            }
+            Rung::Others if self.global.returns != miss.returns => {
+                miss.rung = FIRST_GROW;
+                miss.trim = None;
+                miss.relieve();
+                Climb::Again
+            }
+            Rung::Exact | Rung::Callbacks | Rung::Others => Climb::Next,
+        }
+    }
+
+    /// A block that fits and may be used now: own pool, pending blocks, other streams.
+    fn search(&mut self, reader: ArenaId, want: &Want, pressed: bool) -> Option<(ArenaId, Grant)> {
+        if let Some(block) = self.own_fit(reader, want) {
+            let config = self.config;
+            return Some((reader, self.arena(reader).carve(block, want, SideId::NONE, config)));
+        }
+        let (home, block) = self.foreign_fit(reader, want, pressed)?;
+        if !self.is_ordered(reader, &self.last_use(home, block)) {
+            return None;
+        }
+        Some(self.borrow(home, block, reader, want))
+    }
+
+    fn own_fit(&mut self, reader: ArenaId, want: &Want) -> Option<BlockId> {
+        let pool = self.pool(reader, want.owner, want.group);
+        loop {
+            let arena = &self.arenas[reader.index()];
+            if let Some(block) = arena.fit(pool, want, self.config) {
+                return Some(block);
+            }
+            let pending = self.pending_fit(reader, want)?;
+            if self.unordered_mark(reader, pending).is_some() {
+                return None;
+            }
+            self.promote_for_own(reader, pending);
+        }
+    }
+
+    /// The pending block of the own pool that would fit best.
+    fn pending_fit(&self, reader: ArenaId, want: &Want) -> Option<BlockId> {
+        let arena = &self.arenas[reader.index()];
+        let pool = &arena.pools[arena.pool_of(want.owner, want.group)?];
+        pool.pending.best_fit(&arena.blocks, want.size)
+    }
+
+    /// What a pending block waits for that `reader` is not ordered after.
+    fn unordered_mark(&self, reader: ArenaId, block: BlockId) -> Option<Mark> {
+        let waiting = self.waiting_of(reader, block);
+        waiting.marks.iter().find(|mark| !self.is_ordered(reader, mark)).copied()
+    }
+
+    /// The best fitting free block of another stream's pool of the same sort.
+    ///
+    /// A whole segment may move at any time. A part is lent, which costs a wait and a slow way each
+    /// time, so it must be worth it: the request would need a segment of its own size, or growing
+    /// was refused (`pressed`). Streams that make small requests get segments of their own and hit
+    /// from then on.
+    fn foreign_fit(
+        &self,
+        reader: ArenaId,
+        want: &Want,
+        pressed: bool,
+    ) -> Option<(ArenaId, BlockId)> {
+        if !self.config.cross_stream {
+            return None;
+        }
+        let lends = pressed || to_bytes(want.size) >= self.config.large_min;
+        let fits = self.arenas.iter().enumerate().filter_map(|(index, arena)| {
+            let home = ArenaId::from_index(index);
+            if home == reader || self.global.is_apart(home) {
+                return None;
+            }
+            let pool = arena.pool_of(want.owner, want.group)?;
+            if arena.pools[pool].traits.captured {
+                return None;
+            }
+            let block = arena.fit(pool, want, self.config)?;
+            (lends || arena.is_whole(block)).then_some((home, block))
+        });
+        // One that needs no wait first, then the smallest, then the older stream.
+        fits.min_by_key(|&(home, block)| {
+            let size = self.arenas[home.index()].blocks[block.index()].size;
+            (!self.is_ordered(reader, &self.last_use(home, block)), size, home)
+        })
+    }
+
+    fn last_use(&self, home: ArenaId, block: BlockId) -> Mark {
+        self.point(home, self.arenas[home.index()].blocks[block.index()].tick)
+    }
+
+    /// Hands a free block of `home` to `reader`, which is ordered after its last use: a whole
+    /// segment moves for good; a part is lent, and used by `reader` as if recorded.
+    fn borrow(
+        &mut self,
+        home: ArenaId,
+        block: BlockId,
+        reader: ArenaId,
+        want: &Want,
+    ) -> (ArenaId, Grant) {
+        let config = self.config;
+        let arena = self.arena(home);
+        let segment_id = arena.blocks[block.index()].segment;
+        let segment = &arena.segments[segment_id.index()];
+        if !segment.is_virtual() && segment.busy == 0 {
+            let block = self.transfer(home, segment_id, reader);
+            return (reader, self.arena(reader).carve(block, want, SideId::NONE, config));
+        }
+        let uses = SideId::from_index(arena.uses.insert(vec![reader]));
+        (home, arena.carve(block, want, uses, config))
+    }
+
+    /// Has the device wait for another stream, where that makes a fitting block safe.
+    fn order(&mut self, reader: ArenaId, want: &Want, pressed: bool) -> Climb<M, E> {
+        if !self.config.cross_stream || !self.device.device_wait {
+            return Climb::Next;
+        }
+        let pending = self.pending_fit(reader, want);
+        let mark = pending.and_then(|block| self.unordered_mark(reader, block)).or_else(|| {
+            let (home, block) = self.foreign_fit(reader, want, pressed)?;
+            Some(self.last_use(home, block)).filter(|mark| !self.is_ordered(reader, mark))
+        });
+        let Some(Mark { stream, tick }) = mark else { return Climb::Next };
+        if self.global.is_apart(stream) {
+            return Climb::Next;
+        }
+        match self.event_for(stream, tick) {
+            Event::Recorded(recorded) => Climb::Do(Step::WaitOn { reader, stream, recorded }),
+            Event::ToRecord(tick) => Climb::Do(Step::Record { stream, tick }),
+            Event::None => Climb::Next,
+        }
+    }
+
+    fn grow(&mut self, miss: &mut Miss, size: Bytes) -> Climb<M, E> {
+        miss.rung += 1;
+        if miss.refused {
+            return Climb::Again;
+        }
+        miss.returns = self.global.returns;
+        let Want { owner, group, .. } = miss.want;
+        let kind = self.global.owners[owner.index()].traits.kind;
+        // Pages have no kind: only a pool of the default one can grow by them. What is too large
+        // for a range gets a segment.
+        let by_pages = kind == 0 && self.range_size(&miss.want).is_some();
+        let rejects = self.config.reject_before_driver;
+        let total = self.device.total.filter(|_| rejects).unwrap_or(Bytes::MAX);
+        let fits = self.global.has_room(size) && self.global.reserved.saturating_add(size) <= total;
+        if !fits && (rejects || !by_pages) {
+            return self.refuse_growth(miss);
+        }
+        if by_pages {
+            return self.grow_virtual(miss).map_or_else(|| self.refuse_growth(miss), Climb::Do);
+        }
+        self.global.charge(size);
+        Climb::Do(Step::Grow(Growth { arena: miss.arena, owner, group, size, kind }))
+    }
+
+    /// The limit leaves no room, or the addresses do.
+    fn refuse_growth(&mut self, miss: &mut Miss) -> Climb<M, E> {
+        miss.refuse(None);
+        if self.config.reject_before_driver {
+            self.global.counts.oom_rejections += 1;
+            return Climb::Do(Step::Fail(Failure::Rejected));
+        }
+        Climb::Again
+    }
+
+    /// Private pools that help out serve the request from what they have, on whatever stream.
+    fn spare(&mut self, miss: &mut Miss) -> Climb<M, E> {
+        let helpers = 1..self.global.owners.len();
+        for owner in helpers.map(OwnerId::from_index) {
+            let helps = &self.global.owners[owner.index()];
+            let helps = helps.use_on_oom && !helps.traits.released && !helps.traits.captured;
+            if !helps || miss.want.owner != OwnerId::DEFAULT {
+                continue;
+            }
+            let want = Want { owner, ..miss.want };
+            if let Some((arena, grant)) = self.search(miss.arena, &want, true) {
+                return Climb::Do(Step::Done(arena, grant));
+            }
+            if let Climb::Do(step) = self.order(miss.arena, &want, true) {
+                return Climb::Do(step);
+            }
+        }
+        miss.rung += 1;
+        Climb::Again
+    }
+
+    /// Waits on the host for one event that stands between the request and memory.
+    fn await_submitted(&mut self, miss: &mut Miss) -> Climb<M, E> {
+        if let Some(step) = self.await_pending() {
+            return Climb::Do(step);
+        }
+        let foreign = self.foreign_fit(miss.arena, &miss.want, true);
+        let mark = foreign.map(|(home, block)| self.last_use(home, block));
+        match mark.map(|Mark { stream, tick }| (stream, self.event_for(stream, tick))) {
+            Some((stream, Event::Recorded(recorded))) => Climb::Do(Step::Wait { stream, recorded }),
+            Some((stream, Event::ToRecord(tick))) => Climb::Do(Step::Record { stream, tick }),
+            Some((_, Event::None)) | None => {
+                miss.rung += 1;
+                Climb::Again
+            }
+        }
+    }
+
+    fn trim_all(&mut self, miss: &mut Miss) -> Climb<M, E> {
+        if miss.trim.is_none() {
+            self.global.counts.alloc_retries += 1;
+            self.global.counts.sync_all_streams += 1;
+        }
+        let mut trim = miss.trim.take().unwrap_or_else(|| Trim::all(0));
+        let step = self.trim_step(&mut trim);
+        match step {
+            Some(step) => {
+                miss.trim = Some(trim);
+                Climb::Do(step)
+            }
+            None => {
+                miss.rung += 1;
+                miss.relieve();
+                Climb::Again
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Pages of one range: where it can grow, claiming blocks for a growth, unmapped blocks and their
+//! merging. What happens between claim and commit is the business of
+//! [`expand`](crate::core::expand).
+
+use crate::core::arena::Arena;
+use crate::core::block::{Block, State};
+use crate::core::expand::Run;
+use crate::core::segment::{merge_next, split};
+use crate::id::{BlockId, SegmentId};
+use crate::units::to_bytes;
+
+impl<M> Arena<M> {
+    /// The lowest place in a pool's ranges where free and unmapped blocks together hold `needed`
+    /// granules: the oldest segment, then the lowest offset.
+    pub(crate) fn growable_place(&self, pool: usize, needed: u32) -> Option<(SegmentId, BlockId)> {
+        let ranges = self.segments.iter().filter(|(_, s)| s.is_virtual() && s.pool == pool);
+        let places = ranges.flat_map(|(id, segment)| {
+            let at = move |&hole: &BlockId| (segment.number, SegmentId::from_index(id), hole);
+            segment.holes.iter().map(at)
+        });
+        let fitting = places.filter_map(|(number, segment, hole)| {
+            let prev = self.blocks[hole.index()].prev;
+            let start = match self.blocks.get(prev.index()) {
+                Some(block) if block.is_free() => prev,
+                _ => hole,
+            };
+            let offset = self.blocks[start.index()].offset;
+            self.has_run(start, needed).then_some((number, offset, segment, start))
+        });
+        fitting.min_by_key(|place| (place.0, place.1)).map(|place| (place.2, place.3))
+    }
+
+    /// Whether free and unmapped blocks from `at` on hold `needed` granules.
+    pub(crate) fn has_run(&self, at: BlockId, needed: u32) -> bool {
+        let (mut at, mut found) = (at, 0_u32);
+        while let Some(block) = self.blocks.get(at.index()) {
+            if !block.is_free() && !block.is_unmapped() {
+                return false;
+            }
+            found = found.saturating_add(block.size);
+            if found >= needed {
+                return true;
+            }
+            at = block.next;
+        }
+        false
+    }
+
+    /// Claims blocks from `start` on until they hold `needed` granules; of unmapped ones only as
+    /// many pages as are needed. Returns them in order, and the runs that lack pages.
+    pub(crate) fn claim(
+        &mut self,
+        start: BlockId,
+        needed: u32,
+        page: u32,
+    ) -> (Vec<BlockId>, Vec<Run>) {
+        let (mut claimed, mut runs) = (Vec::new(), Vec::new());
+        let (mut at, mut found) = (start, 0);
+        while found < needed {
+            let Block { segment, offset, size, .. } = self.blocks[at.index()];
+            let mapped = self.blocks[at.index()].is_free();
+            let segment = &mut self.segments[segment.index()];
+            if mapped {
+                self.pools[segment.pool].free.remove(&mut self.blocks, at);
+                found += size;
+            } else {
+                segment.holes.retain(|&hole| hole != at);
+                // Holes are whole pages (I6), so the rounded size never exceeds the hole.
+                let pages = (needed - found).min(size).div_ceil(page) * page;
+                if pages < size {
+                    let rest = split(&mut self.blocks, at, pages, State::Unmapped);
+                    segment.holes.push(rest);
+                }
+                runs.push(Run { offset: to_bytes(offset), size: to_bytes(pages) });
+                found += pages;
+            }
+            segment.busy += 1;
+            self.blocks[at.index()].state = State::Claimed { mapped };
+            claimed.push(at);
+            at = self.blocks[at.index()].next;
+        }
+        (claimed, runs)
+    }
+
+    /// A claimed block without pages is unmapped again, and merges with its unmapped neighbours.
+    pub(crate) fn make_unmapped(&mut self, id: BlockId) {
+        let Block { segment, prev, next, .. } = self.blocks[id.index()];
+        let segment = &mut self.segments[segment.index()];
+        segment.busy -= 1;
+        self.blocks[id.index()].state = State::Unmapped;
+        if self.blocks.get(next.index()).is_some_and(Block::is_unmapped) {
+            segment.holes.retain(|&hole| hole != next);
+            merge_next(&mut self.blocks, id);
+        }
+        if self.blocks.get(prev.index()).is_some_and(Block::is_unmapped) {
+            merge_next(&mut self.blocks, prev);
+        } else {
+            segment.holes.push(id);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What the core asks of the shell: one action at a time, or the end of a request.
+
+use crate::core::arena::Grant;
+use crate::core::classes::Group;
+use crate::core::expand::{MapPlan, UnmapPlan};
+use crate::core::lifetime::Recorded;
+use crate::id::{ArenaId, OwnerId};
+use crate::units::Bytes;
+
+/// What is to be done outside, or the end of it.
+#[derive(Debug)]
+pub(crate) enum Step<M, E> {
+    /// A block was found in this arena.
+    Done(ArenaId, Grant),
+    /// Ask whether these events are complete; commit each answer.
+    Poll(Vec<(ArenaId, Recorded<E>)>),
+    /// Record an event on the stream; it covers `tick`.
+    Record { stream: ArenaId, tick: u64 },
+    /// Make `reader` wait for the event on the device.
+    WaitOn { reader: ArenaId, stream: ArenaId, recorded: Recorded<E> },
+    /// Wait for the event on the host.
+    Wait { stream: ArenaId, recorded: Recorded<E> },
+    /// Give these segments back; ranges of addresses have no sizes.
+    Release { memories: Vec<M>, sizes: Vec<Bytes> },
+    /// Get a segment.
+    Grow(Growth),
+    /// Get a range of addresses.
+    Range(Growth),
+    /// Put pages behind addresses.
+    Map(MapPlan<M>),
+    /// Take pages from behind addresses and give them back.
+    Unmap(UnmapPlan<M>),
+    /// Ask the out-of-memory callbacks for memory.
+    Callbacks,
+    /// Wait until another thread's growth or release has ended.
+    Await,
+    /// There is nothing left to try.
+    Fail(Failure),
+}
+
+impl<M, E> Step<M, E> {
+    /// The streams that performing the step concerns.
+    pub(crate) fn touches(&self) -> Vec<ArenaId> {
+        match self {
+            Step::Poll(events) => events.iter().map(|event| event.0).collect(),
+            Step::Record { stream, .. } | Step::Wait { stream, .. } => vec![*stream],
+            Step::WaitOn { reader, stream, .. } => vec![*reader, *stream],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A segment, or a range, that is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Growth {
+    pub(crate) arena: ArenaId,
+    pub(crate) owner: OwnerId,
+    pub(crate) group: Group,
+    pub(crate) size: Bytes,
+    pub(crate) kind: u8,
+}
+
+/// Why a request came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The device, or the limit, has no room.
+    OutOfMemory,
+    /// Refused before the driver was asked, as configured.
+    Rejected,
+    /// The stream is being captured and its pool has no room; no backend call may be made.
+    Capture,
+    /// The device is gone.
+    Lost,
+}
