@@ -1,0 +1,336 @@
+//! Requests, allocations, and what can go wrong with them.
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::Arc;
+
+use crate::allocator::Allocator;
+use crate::allocator::cell::Cell;
+use crate::allocator::streams::Stream;
+use crate::backend::{Backend, Lost};
+use crate::core::arena::Grant;
+use crate::id::{AllocationId, SegmentId, Tag};
+use crate::report::format_bytes;
+use crate::report::oom::OomReport;
+use crate::units::Bytes;
+
+/// Device memory in a user's hands; dropping it frees it. `Send`, so it may be dropped anywhere.
+///
+/// The bytes are free for other work **of the same stream** as soon as it is dropped; tell with
+/// [`Allocator::record_stream`] if other streams use them.
+pub struct Allocation<B: Backend> {
+    cell: Arc<Cell<B>>,
+    grant: Grant,
+    requested: Bytes,
+}
+
+/// An allocation without an owner: it lives until it is freed by id or by address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RawAllocation {
+    /// Names it; [`Allocator::free_raw`] takes it.
+    pub id: AllocationId,
+    /// Device address of its first byte, where the backend has addresses.
+    pub address: Option<u64>,
+    /// Bytes from the start of its segment.
+    pub offset: Bytes,
+    /// Bytes asked for.
+    pub size: Bytes,
+}
+
+/// What is asked for, before routing and rounding.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask {
+    pub(super) size: Bytes,
+    /// In bytes; 0 and 1 ask for nothing beyond what every block has.
+    pub(super) align: Bytes,
+    pub(super) tag: Tag,
+}
+
+impl Ask {
+    #[inline]
+    pub(super) fn new(size: Bytes) -> Self {
+        Self { size, align: 0, tag: Tag::default() }
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// No memory, after everything was tried. The report says what there is and what would help.
+    OutOfMemory(Box<OomReport>),
+    /// Larger than anything the device can give, whatever is freed.
+    TooLarge {
+        /// What was asked for, in bytes.
+        requested: Bytes,
+        /// The most that could be had, in bytes.
+        limit: Bytes,
+    },
+    /// The alignment is no power of two, or beyond what the backend's segments have.
+    Alignment {
+        /// What was asked for, in bytes.
+        requested: Bytes,
+        /// The most that can be had, in bytes.
+        limit: Bytes,
+    },
+    /// The device is gone; nothing can be allocated any more.
+    DeviceLost(Lost),
+}
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AllocError::OutOfMemory(report) => report.fmt(f),
+            AllocError::TooLarge { requested, limit } => {
+                let (requested, limit) = (format_bytes(*requested), format_bytes(*limit));
+                write!(f, "{requested} in one piece are beyond the backend's limit of {limit}")
+            }
+            AllocError::Alignment { requested, limit } => {
+                write!(f, "alignment {requested} is no power of two of at most {limit} bytes")
+            }
+            AllocError::DeviceLost(lost) => lost.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for AllocError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            AllocError::DeviceLost(lost) => Some(lost),
+            _ => None,
+        }
+    }
+}
+
+/// Why a raw free failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FreeError {
+    /// No live allocation has that id, or begins at that address: freed before, or never ours.
+    Unknown,
+}
+
+impl fmt::Display for FreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "no live allocation is known by that name: freed before, or never allocated here",
+        )
+    }
+}
+
+impl std::error::Error for FreeError {}
+
+/// Why a limit was refused.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum LimitError {
+    /// Not in 0 … 1.
+    Fraction(f64),
+    /// The backend does not know how much memory the device has, so a fraction of it means nothing.
+    UnknownTotal,
+}
+
+impl fmt::Display for LimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LimitError::Fraction(fraction) => {
+                write!(f, "invalid fraction value: {fraction}; allowed is 0 to 1")
+            }
+            LimitError::UnknownTotal => f.write_str(
+                "the backend does not tell how much memory the device has; use set_memory_limit",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for LimitError {}
+
+impl<B: Backend> Allocation<B> {
+    #[inline]
+    pub(super) fn new(cell: Arc<Cell<B>>, grant: Grant, requested: Bytes) -> Self {
+        Self { cell, grant, requested }
+    }
+
+    /// The allocation of 0 bytes.
+    pub(super) fn empty(cell: Arc<Cell<B>>) -> Self {
+        let (id, segment) = (AllocationId::EMPTY, SegmentId::NONE);
+        Self { cell, grant: Grant { id, segment, offset: 0, size: 0, address: 0 }, requested: 0 }
+    }
+
+    /// Names it among the live ones.
+    pub fn id(&self) -> AllocationId {
+        self.grant.id
+    }
+
+    /// Bytes asked for.
+    pub fn size(&self) -> Bytes {
+        self.requested
+    }
+
+    /// Bytes of the block: at least [`size`](Self::size). All of them are this allocation's.
+    pub fn capacity(&self) -> Bytes {
+        self.grant.size
+    }
+
+    /// Device address of the first byte; `None` if the backend has no addresses, or the size is 0.
+    pub fn address(&self) -> Option<u64> {
+        (self.grant.address != 0).then_some(self.grant.address)
+    }
+
+    /// Bytes from the start of the segment.
+    pub fn offset(&self) -> Bytes {
+        self.grant.offset
+    }
+
+    /// The way to the bytes of the segment, which this allocation shares with others: stay within
+    /// [`offset`](Self::offset) and [`capacity`](Self::capacity). `None` if the size is 0. Takes
+    /// the stream's lock.
+    pub fn view(&self) -> Option<B::View> {
+        if self.grant.segment.is_none() {
+            return None;
+        }
+        let arena = self.cell.lock();
+        Some(arena.segments[self.grant.segment.index()].memory.view.clone())
+    }
+
+    pub(crate) fn backend(&self) -> &B {
+        &self.cell.backend
+    }
+
+    /// Waits until no device work of an earlier owner is left on the bytes. The stream is enough:
+    /// it was made to wait for every other one that used them.
+    pub(crate) fn settle(&self) -> Result<(), Lost> {
+        if self.grant.segment.is_none() {
+            return Ok(());
+        }
+        self.backend().wait(&self.backend().record(self.cell.stream())?)
+    }
+
+    /// Catches allocations of other allocators, whose ids mean nothing here.
+    pub(super) fn assert_of(&self, backend: &Arc<B>) {
+        assert!(
+            Arc::ptr_eq(&self.cell.backend, backend),
+            "the allocation belongs to another allocator; tell that one"
+        );
+    }
+
+    /// Gives up ownership: the memory lives until [`Allocator::free_raw`] or `free_address`.
+    pub fn into_raw(self) -> RawAllocation {
+        let raw = RawAllocation {
+            id: self.grant.id,
+            address: self.address(),
+            offset: self.grant.offset,
+            size: self.requested,
+        };
+        if let Some((address, shared)) = raw.address.zip(self.cell.shared.upgrade()) {
+            shared.addresses().insert(address, raw.id);
+        }
+        if raw.id != AllocationId::EMPTY {
+            self.cell.lock().disown(raw.id);
+        }
+        let mut this = self;
+        this.grant.id = AllocationId::EMPTY;
+        raw
+    }
+}
+
+impl<B: Backend> Drop for Allocation<B> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.grant.id != AllocationId::EMPTY {
+            self.cell.free(self.grant.id);
+        }
+    }
+}
+
+impl<B: Backend> fmt::Debug for Allocation<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Allocation")
+            .field("size", &self.requested)
+            .field("capacity", &self.grant.size)
+            .field("offset", &self.grant.offset)
+            .field("address", &self.address())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request with more to say. Ends with [`allocate`](Self::allocate) or
+/// [`allocate_raw`](Self::allocate_raw).
+///
+/// ```
+/// # use aquifer::{Allocator, Config, backend::Host};
+/// # let allocator = Allocator::new(Host::new(), Config::default());
+/// let optimizer = allocator.tag("optimizer");
+/// let state = allocator.request(1 << 20).align(4096).tag(optimizer).allocate()?;
+/// assert_eq!(state.address().map(|address| address % 4096), Some(0));
+/// # Ok::<(), aquifer::AllocError>(())
+/// ```
+pub struct Request<'a, B: Backend> {
+    allocator: &'a Allocator<B>,
+    stream: Option<&'a Stream<B>>,
+    ask: Ask,
+}
+
+impl<B: Backend> fmt::Debug for Request<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("ask", &self.ask).finish_non_exhaustive()
+    }
+}
+
+impl<'a, B: Backend> Request<'a, B> {
+    pub(super) fn new(allocator: &'a Allocator<B>, size: Bytes) -> Self {
+        Self { allocator, stream: None, ask: Ask::new(size) }
+    }
+
+    /// For this stream instead of the default one.
+    #[must_use]
+    pub fn on(mut self, stream: &'a Stream<B>) -> Self {
+        self.stream = Some(stream);
+        self
+    }
+
+    /// The address (or offset, where there are no addresses) is to be a multiple of so many bytes,
+    /// a power of two. Every block has 512 anyway.
+    #[must_use]
+    pub fn align(mut self, bytes: Bytes) -> Self {
+        self.ask.align = bytes;
+        self
+    }
+
+    /// For reports.
+    #[must_use]
+    pub fn tag(mut self, tag: Tag) -> Self {
+        self.ask.tag = tag;
+        self
+    }
+
+    /// Allocates.
+    ///
+    /// # Errors
+    /// [`AllocError`], when everything that could free memory has been tried.
+    ///
+    /// # Panics
+    /// If the stream was forgotten, or belongs to another allocator.
+    #[track_caller]
+    pub fn allocate(self) -> Result<Allocation<B>, AllocError> {
+        let shared = &self.allocator.shared;
+        let cell = self.stream.map_or(&shared.default_cell, |stream| shared.cell_of(stream));
+        shared.allocate(cell, self.ask, Location::caller())
+    }
+
+    /// Allocates without an owner, for foreign callers.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    ///
+    /// # Panics
+    /// As [`allocate`](Self::allocate).
+    #[track_caller]
+    pub fn allocate_raw(self) -> Result<RawAllocation, AllocError> {
+        self.allocate().map(Allocation::into_raw)
+    }
+}
+
+// An id is one word, so that foreign callers can keep it as a pointer-sized number.
+const _: () = assert!(size_of::<AllocationId>() == 8);

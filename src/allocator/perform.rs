@@ -1,0 +1,329 @@
+//! Performing steps: everything that calls the backend, with nothing locked.
+//!
+//! The core names one action at a time; it is carried out here and its outcome committed. A lost
+//! device is remembered at the first call that says so, and every later request answers with it.
+
+use crate::allocator::allocation::{AllocError, Allocation};
+use crate::allocator::cell::{Memory, Piece, give_back, unmap_pages};
+use crate::allocator::pressure::Pressure;
+use crate::allocator::shared::{Event, Shared, StepOf};
+use crate::allocator::sync::Ordering;
+use crate::backend::{Backend, GrowError, Lost, MemoryKind, VirtualMemory};
+use crate::core::arena::{Grant, Want};
+use crate::core::expand::{MapPlan, UnmapPlan};
+use crate::core::ladder::Miss;
+use crate::core::step::{Growth, Step};
+use crate::id::ArenaId;
+use crate::units::Bytes;
+use std::sync::{Arc, PoisonError};
+
+impl<B: Backend> Shared<B> {
+    /// The ladder: asks the core what to do, does it, until there is a block or nothing left to
+    /// try.
+    #[cold]
+    pub(super) fn climb(
+        &self,
+        arena: ArenaId,
+        want: Want,
+        harvest: bool,
+    ) -> Result<Allocation<B>, AllocError> {
+        let mut callbacks = self.callbacks.list();
+        let mut miss = Miss::new(arena, want, harvest, !callbacks.is_empty());
+        if harvest {
+            self.waits.store(false, Ordering::Relaxed);
+        }
+        loop {
+            let step = self.world(|world| {
+                let step = world.advance(&mut miss);
+                if harvest && world.has_waiting() {
+                    self.waits.store(true, Ordering::Relaxed);
+                }
+                step
+            });
+            let grant = match step {
+                Step::Done(arena, grant) => Some((arena, grant)),
+                Step::Fail(failure) => return Err(self.failure(failure, &want)),
+                Step::Callbacks => {
+                    let pressure = Pressure { requested: want.requested };
+                    let freed = callbacks.pop().is_some_and(|callback| callback.call(&pressure));
+                    miss.called_back(freed, !callbacks.is_empty());
+                    None
+                }
+                Step::Grow(growth) => self.grow(&mut miss, growth).map(|grant| (arena, grant)),
+                Step::Map(plan) => self.map(&mut miss, plan).map(|grant| (arena, grant)),
+                Step::Range(growth) => {
+                    self.range(&mut miss, growth);
+                    None
+                }
+                Step::Await => {
+                    self.await_progress();
+                    None
+                }
+                step @ Step::Release { .. } => {
+                    self.perform(step);
+                    miss.relieve();
+                    None
+                }
+                step => {
+                    self.perform(step);
+                    None
+                }
+            };
+            if let Some((arena, grant)) = grant {
+                self.purge();
+                let cell = self.cell(arena).expect("an arena that granted has its cell");
+                return Ok(Allocation::new(cell, grant, want.requested));
+            }
+        }
+    }
+
+    pub(super) fn grow(&self, miss: &mut Miss, growth: Growth) -> Option<Grant> {
+        let outcome = self.backend.allocate(growth.size, MemoryKind(growth.kind));
+        let outcome = self.piece(outcome);
+        if outcome.is_ok() {
+            log::debug!("aquifer: grew by a segment of {} bytes", growth.size);
+        }
+        let grant = self.world(|world| world.commit_grow(miss, growth, outcome));
+        self.progress.notify_all();
+        grant
+    }
+
+    /// Packs new memory for the core, or finds out why there is none.
+    fn piece(
+        &self,
+        outcome: Result<B::Memory, GrowError>,
+    ) -> Result<(Memory<B>, u64), Option<Bytes>> {
+        match outcome {
+            Ok(memory) => {
+                let base = self.backend.address(&memory).unwrap_or(0);
+                let view = self.backend.view(&memory);
+                Ok((Arc::new(Piece { memory, view }), base))
+            }
+            Err(error) => Err(self.refusal(&error)),
+        }
+    }
+
+    /// Takes note of a refusal; returns what the device says is free.
+    fn refusal(&self, error: &GrowError) -> Option<Bytes> {
+        match error {
+            GrowError::Lost(lost) => {
+                self.lose(lost);
+                None
+            }
+            GrowError::OutOfMemory | GrowError::TooLarge => self.backend.free_bytes(),
+        }
+    }
+
+    fn range(&self, miss: &mut Miss, growth: Growth) {
+        let reserved = match self.backend.virtual_memory() {
+            Some(virtual_memory) => virtual_memory.reserve(growth.size),
+            None => Err(GrowError::TooLarge),
+        };
+        let piece = self.piece(reserved).ok();
+        self.world(|world| world.commit_range(miss, growth, piece));
+        self.progress.notify_all();
+    }
+
+    fn map(&self, miss: &mut Miss, mut plan: MapPlan<Memory<B>>) -> Option<Grant> {
+        let outcome = self.map_pages(&plan).map_err(|error| self.refusal(&error));
+        // The core hands memory out for release only when no call borrows it any more.
+        let grant = self.world(|world| {
+            plan.unborrow();
+            world.commit_map(miss, plan, outcome)
+        });
+        self.progress.notify_all();
+        grant
+    }
+
+    /// Puts pages behind the plan's runs: all of them, or none, and then the donors' are given
+    /// back.
+    fn map_pages(&self, plan: &MapPlan<Memory<B>>) -> Result<(), GrowError> {
+        let Some(virtual_memory) = self.backend.virtual_memory() else {
+            return Err(GrowError::TooLarge);
+        };
+        let chunks = self.gather_chunks(virtual_memory, plan)?;
+        let memory = &plan.memory_ref().memory;
+        let mut chunks = chunks.into_iter();
+        let mut mapped = Vec::new();
+        let mut failed = None;
+        'runs: for run in &plan.runs {
+            let mut at = run.offset;
+            while at < run.offset + run.size {
+                let chunk = chunks.next().expect("one chunk was gathered for each page");
+                if let Err((chunk, error)) = virtual_memory.map(memory, at, chunk) {
+                    virtual_memory.release(chunk);
+                    failed = Some(error);
+                    break 'runs;
+                }
+                mapped.push(at);
+                at += plan.page;
+            }
+            if let Err(error) = virtual_memory.set_access(memory, run.offset, run.size) {
+                failed = Some(error);
+                break;
+            }
+        }
+        let Some(error) = failed else { return Ok(()) };
+        for at in mapped {
+            if let Err(lost) = unmap_pages(&*self.backend, memory, plan.page, at, plan.page) {
+                self.lose(&lost);
+            }
+        }
+        chunks.for_each(|chunk| virtual_memory.release(chunk));
+        Err(error)
+    }
+
+    /// One chunk for each page: first those of the donors, then new ones.
+    fn gather_chunks(
+        &self,
+        virtual_memory: &B::Virtual,
+        plan: &MapPlan<Memory<B>>,
+    ) -> Result<Vec<<B::Virtual as VirtualMemory>::Chunk>, GrowError> {
+        let mut chunks = Vec::new();
+        let mut failed: Option<GrowError> = None;
+        for pages in &plan.donors {
+            let mut at = pages.run.offset;
+            while at < pages.run.offset + pages.run.size {
+                match virtual_memory.unmap(&pages.memory_ref().memory, at) {
+                    Ok(chunk) => chunks.push(chunk),
+                    Err(lost) => failed = Some(lost.into()),
+                }
+                at += pages.page;
+            }
+        }
+        let wanted: Bytes = plan.runs.iter().map(|run| run.size / plan.page).sum();
+        while failed.is_none() && (chunks.len() as Bytes) < wanted {
+            match virtual_memory.create(plan.page) {
+                Ok(chunk) => chunks.push(chunk),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            None => Ok(chunks),
+            Some(error) => {
+                chunks.into_iter().for_each(|chunk| virtual_memory.release(chunk));
+                Err(error)
+            }
+        }
+    }
+
+    /// Does a step that belongs to no single request.
+    pub(super) fn perform(&self, step: StepOf<B>) {
+        let touched = step.touches();
+        self.call(step);
+        if !touched.is_empty() {
+            self.world(|world| world.end_calls(&touched));
+            self.progress.notify_all();
+        }
+    }
+
+    fn call(&self, step: StepOf<B>) {
+        match step {
+            Step::Poll(events) => {
+                for (stream, recorded) in events {
+                    match self.backend.is_complete(&recorded.event) {
+                        Ok(true) => self.world(|w| w.complete_through(stream, recorded.tick)),
+                        Ok(false) => {}
+                        Err(lost) => self.lose(&lost),
+                    }
+                }
+            }
+            Step::Record { stream, tick } => {
+                self.record(stream, tick);
+            }
+            Step::WaitOn { reader, stream, recorded } => {
+                match self.backend.wait_on(self.places.stream(reader), &recorded.event) {
+                    Ok(()) => {
+                        self.world(|world| world.commit_wait_on(reader, stream, recorded.tick));
+                    }
+                    Err(lost) => self.lose(&lost),
+                }
+            }
+            Step::Wait { stream, recorded } => match self.backend.wait(&recorded.event) {
+                Ok(()) => self.world(|world| world.complete_through(stream, recorded.tick)),
+                Err(lost) => self.lose(&lost),
+            },
+            Step::Release { memories, sizes } => {
+                let bytes = sizes.iter().sum();
+                let count = memories.len();
+                memories.into_iter().for_each(|memory| give_back(&*self.backend, memory));
+                log::debug!("aquifer: gave {bytes} bytes in {count} segments back");
+                self.world(|world| world.commit_release(count, bytes));
+                self.progress.notify_all();
+            }
+            Step::Unmap(plan) => self.unmap(plan),
+            Step::Done(..)
+            | Step::Grow(_)
+            | Step::Range(_)
+            | Step::Map(_)
+            | Step::Callbacks
+            | Step::Await
+            | Step::Fail(_) => unreachable!("a step of a request is done by its ladder"),
+        }
+    }
+
+    /// Records an event that covers a tick which was closed for it; `None` if the device is lost.
+    pub(super) fn record(&self, stream: ArenaId, tick: u64) -> Option<Event<B>> {
+        match self.backend.record(self.places.stream(stream)) {
+            Ok(event) => {
+                let event = Arc::new(event);
+                self.world(|world| world.commit_record(stream, tick, Arc::clone(&event)));
+                Some(event)
+            }
+            Err(lost) => {
+                self.lose(&lost);
+                None
+            }
+        }
+    }
+
+    fn unmap(&self, mut plan: UnmapPlan<Memory<B>>) {
+        for pages in &plan.pages {
+            let run = pages.run;
+            let memory = &pages.memory_ref().memory;
+            let gone = unmap_pages(&*self.backend, memory, pages.page, run.offset, run.size);
+            if let Err(lost) = gone {
+                self.lose(&lost);
+            }
+        }
+        self.world(|world| {
+            plan.unborrow();
+            world.commit_unmap(plan);
+        });
+        self.progress.notify_all();
+    }
+
+    /// Waits until no backend call that concerns the stream is under way.
+    pub(super) fn await_quiet(&self, stream: ArenaId) {
+        let mut global = self.lock_global();
+        while global.clocks[stream.index()].calls > 0 {
+            global =
+                self.progress.wait(global).expect("an invariant of the allocator broke earlier");
+        }
+    }
+
+    /// Wakes those who wait for growths, releases and calls of others.
+    pub(super) fn notify_progress(&self) {
+        self.progress.notify_all();
+    }
+
+    /// Waits until another thread's growth or release has ended.
+    fn await_progress(&self) {
+        let global = self.lock_global();
+        if global.in_flight > 0 {
+            // A wake-up for no reason costs one more look, nothing else.
+            drop(self.progress.wait(global));
+        }
+    }
+
+    /// The device is gone: remembered for every later request.
+    pub(super) fn lose(&self, lost: &Lost) {
+        let mut memory = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if memory.is_none() {
+            log::error!("aquifer: {lost}");
+            *memory = Some(lost.clone());
+        }
+        drop(memory);
+        self.world(|world| world.lose());
+    }
+}

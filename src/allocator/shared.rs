@@ -1,0 +1,369 @@
+//! Everything in one hand, and the performing of steps.
+//!
+//! Lock order: global, then arenas in order of registration. Nothing else is locked inside.
+
+use std::collections::HashMap;
+use std::panic::Location;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError};
+use crate::allocator::cell::{Cell, Memory};
+use crate::allocator::places::Places;
+use crate::allocator::pools::Routes;
+use crate::allocator::pressure::Callbacks;
+use crate::allocator::streams::Streams;
+use crate::allocator::sync::{self, AtomicBool, Condvar, Mutex, MutexGuard, Ordering, RwLock};
+use crate::allocator::tags::Tags;
+use crate::backend::{Backend, Lost};
+use crate::config::Config;
+use crate::core::arena::{Freed, Take, Want};
+use crate::core::classes::{self, Group};
+use crate::core::harvest::Harvest;
+use crate::core::ledger::Gauge;
+use crate::core::state::{Device, Global, World};
+use crate::core::step::{Failure, Step};
+use crate::core::trim::Trim;
+use crate::id::{AllocationId, ArenaId, OwnerId};
+use crate::report::holders;
+use crate::report::oom::{OomCause, OomReport};
+use crate::units::{Bytes, GRANULE, REQUEST_MAX, SEGMENT_MAX, align_down, to_granules};
+
+/// The backend's event as the core carries it.
+pub(super) type Event<B> = Arc<<B as Backend>::Event>;
+pub(super) type WorldOf<'a, B> = World<'a, Memory<B>, Event<B>>;
+pub(super) type StepOf<B> = Step<Memory<B>, Event<B>>;
+
+/// What all handles of one allocator share.
+pub(crate) struct Shared<B: Backend> {
+    pub(super) backend: Arc<B>,
+    pub(super) config: Arc<Config>,
+    pub(super) device: Device,
+    /// Every block begins at a multiple of so many bytes, if asked.
+    align_max: Bytes,
+    pub(super) default_cell: Arc<Cell<B>>,
+    /// All cells, in order of registration; grows only, under the global lock.
+    pub(super) cells: RwLock<Vec<Arc<Cell<B>>>>,
+    global: Mutex<Global<Event<B>>>,
+    /// Signalled when a growth or a release has ended.
+    pub(super) progress: Condvar,
+    pub(super) streams: Streams<B>,
+    pub(super) places: Arc<Places<B>>,
+    pub(super) routes: Routes,
+    pub(super) callbacks: Callbacks,
+    pub(super) tags: Tags,
+    limits: Mutex<UserLimits>,
+    pub(super) lost: Mutex<Option<Lost>>,
+    /// Blocks wait for other streams (only looked at with `harvest_every_allocate`).
+    pub(super) waits: AtomicBool,
+    addresses: Mutex<HashMap<u64, AllocationId>>,
+}
+
+/// The limits as the user set them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UserLimits {
+    pub(super) fraction: f64,
+    pub(super) limit: Option<Bytes>,
+}
+
+impl UserLimits {
+    /// The lower of both, in bytes; a fraction of 1 limits nothing.
+    fn effective(&self, total: Option<Bytes>) -> Option<Bytes> {
+        let by_fraction = total
+            .filter(|_| self.fraction < 1.0)
+            .map(|total| (total as f64 * self.fraction).round() as Bytes);
+        [by_fraction, self.limit].into_iter().flatten().min()
+    }
+}
+
+impl<B: Backend> Shared<B> {
+    pub(super) fn new(backend: B, config: Config) -> Arc<Self> {
+        let backend = Arc::new(backend);
+        let limits = backend.limits();
+        let device = Device {
+            total: limits.total,
+            granularity: limits.granularity.max(GRANULE),
+            segment_max: align_down(limits.segment_max.min(SEGMENT_MAX), limits.granularity),
+            device_wait: limits.device_wait,
+            virtual_memory: backend.virtual_memory().is_some(),
+        };
+        let user = UserLimits { fraction: config.memory_fraction, limit: config.memory_limit };
+        let stream = backend.default_stream();
+        let config = Arc::new(config);
+        Arc::new_cyclic(|weak| {
+            let places = Arc::new(Places::new(stream));
+            let cell = Cell::new(ArenaId(0), &places, &backend, &config, weak.clone());
+            let cell = Arc::new(cell);
+            let mut global = Global::new(user.effective(device.total));
+            global.clocks.push(crate::core::lifetime::Clock::new());
+            Self {
+                default_cell: Arc::clone(&cell),
+                cells: RwLock::new(vec![cell]),
+                global: Mutex::new(global),
+                progress: Condvar::new(),
+                streams: Streams::new(stream),
+                places,
+                routes: Routes::new(),
+                callbacks: Callbacks::new(),
+                tags: Tags::new(),
+                limits: Mutex::new(user),
+                lost: Mutex::new(None),
+                waits: AtomicBool::new(false),
+                addresses: Mutex::new(HashMap::new()),
+                align_max: limits.alignment,
+                backend,
+                config,
+                device,
+            }
+        })
+    }
+
+    /// Runs `decide` with everything in one hand; then the books are settled.
+    pub(super) fn world<R>(&self, decide: impl FnOnce(&mut WorldOf<'_, B>) -> R) -> R {
+        let mut global = self.lock_global();
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
+        let mut arenas: Vec<_> = cells.iter().map(|cell| cell.lock()).collect();
+        let mut world = World {
+            config: &self.config,
+            device: &self.device,
+            global: &mut global,
+            arenas: arenas.iter_mut().map(|arena| &mut **arena).collect(),
+        };
+        let result = decide(&mut world);
+        world.settle();
+        result
+    }
+
+    /// Gives back what became free in released private pools while others were served; returns
+    /// how many bytes that were.
+    pub(super) fn purge(&self) -> Bytes {
+        let purge = self.world(|world| std::mem::take(&mut world.global.purge));
+        if purge { self.trim(Trim::released()) } else { 0 }
+    }
+
+    /// Whether an invariant broke: then nothing in here can be trusted, and drops do nothing.
+    pub(super) fn is_poisoned(&self) -> bool {
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
+        sync::is_poisoned(&self.global) || cells.iter().any(|cell| cell.is_poisoned())
+    }
+
+    pub(super) fn lock_global(&self) -> MutexGuard<'_, Global<Event<B>>> {
+        self.global.lock().expect("an invariant of the allocator broke earlier")
+    }
+
+    pub(super) fn cell(&self, id: ArenaId) -> Option<Arc<Cell<B>>> {
+        self.cells.read().unwrap_or_else(PoisonError::into_inner).get(id.index()).cloned()
+    }
+
+    pub(super) fn addresses(&self) -> MutexGuard<'_, HashMap<u64, AllocationId>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a request: from the stream's own pools if it can, else by the ladder.
+    #[inline]
+    pub(super) fn allocate(
+        &self,
+        cell: &Arc<Cell<B>>,
+        ask: Ask,
+        location: &'static Location<'static>,
+    ) -> Result<Allocation<B>, AllocError> {
+        if ask.size == 0 {
+            return Ok(Allocation::empty(Arc::clone(cell)));
+        }
+        let owner = match self.routes.is_active() {
+            true => self.routes.find(cell.id),
+            false => OwnerId::DEFAULT,
+        };
+        let rounded = classes::round(ask.size.min(REQUEST_MAX), &self.config);
+        if rounded > self.device.segment_max || ask.align > GRANULE || ask.align.count_ones() > 1 {
+            self.check_extremes(ask, rounded, location)?;
+        }
+        // Made in place, not handed through a `Result`: a copy right behind the writes waits for
+        // them.
+        let want = Want {
+            requested: ask.size,
+            size: to_granules(rounded),
+            align: to_granules(ask.align.max(1)),
+            group: Group::of(rounded, &self.config),
+            owner,
+            location,
+            tag: ask.tag,
+        };
+        let harvest = self.config.harvest_every_allocate && self.waits.load(Ordering::Relaxed);
+        if !harvest {
+            let taken = cell.lock().take(&want, &self.config);
+            if let Take::Granted(grant) = taken {
+                return Ok(Allocation::new(Arc::clone(cell), grant, want.requested));
+            }
+        }
+        self.climb(cell.id, want, harvest)
+    }
+
+    /// Requests that no device state could satisfy.
+    #[cold]
+    fn check_extremes(
+        &self,
+        ask: Ask,
+        rounded: Bytes,
+        location: &'static Location<'static>,
+    ) -> Result<(), AllocError> {
+        let limit = self.align_max;
+        if ask.align > limit || ask.align.count_ones() > 1 {
+            return Err(AllocError::Alignment { requested: ask.align, limit });
+        }
+        let limit = self.device.segment_max;
+        if rounded <= limit {
+            return Ok(());
+        }
+        // More than the device has is a want of memory; more than one segment can be is a limit of
+        // the API.
+        if ask.size < REQUEST_MAX && self.device.total.is_some_and(|total| ask.size > total) {
+            self.world(|world| world.global.counts.ooms += 1);
+            let group = Group::Large;
+            let want = Want {
+                requested: ask.size,
+                size: u32::MAX,
+                align: 1,
+                group,
+                owner: OwnerId::DEFAULT,
+                location,
+                tag: ask.tag,
+            };
+            return Err(self.out_of_memory(&want, OomCause::NoRoom));
+        }
+        Err(AllocError::TooLarge { requested: ask.size, limit })
+    }
+
+    pub(super) fn trim(&self, mut trim: Trim) -> Bytes {
+        while let Some(step) = self.world(|world| world.advance_trim(&mut trim)) {
+            self.perform(step);
+        }
+        trim.returned
+    }
+
+    pub(super) fn maintain(&self, now: Duration) -> Bytes {
+        let now_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        let purged = self.harvest();
+        let step = self.world(|world| {
+            world.global.time_us = world.global.time_us.max(now_us);
+            world.release_aged()
+        });
+        let bytes = match &step {
+            Some(Step::Release { sizes, .. }) => sizes.iter().sum(),
+            _ => 0,
+        };
+        step.into_iter().for_each(|step| self.perform(step));
+        purged + bytes
+    }
+
+    /// Records and polls events; returns the bytes of released pools that went back with that.
+    fn harvest(&self) -> Bytes {
+        let mut harvest = Harvest::default();
+        while let Some(step) = self.world(|world| world.advance_harvest(&mut harvest)) {
+            self.perform(step);
+        }
+        self.purge()
+    }
+
+    /// What a free left to be done.
+    pub(super) fn follow_up(&self, stream: ArenaId, freed: Freed) {
+        if freed.settle {
+            self.world(|_| ());
+        }
+        if freed.waits {
+            self.waits.store(true, Ordering::Relaxed);
+        }
+        // While a stream is captured nothing is asked on its behalf, not even about others.
+        if freed.harvest && !self.lock_global().is_captured(stream) {
+            self.harvest();
+        }
+        if freed.purge {
+            self.trim(Trim::released());
+        }
+    }
+
+    pub(super) fn limits(&self) -> UserLimits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_limits(&self, change: impl FnOnce(&mut UserLimits)) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut limits);
+        let effective = limits.effective(self.device.total);
+        self.world(|world| world.global.limit = effective);
+    }
+
+    pub(super) fn set_fraction(&self, fraction: f64) -> Result<(), LimitError> {
+        if !(0.0..=1.0).contains(&fraction) {
+            return Err(LimitError::Fraction(fraction));
+        }
+        if self.device.total.is_none() && fraction < 1.0 {
+            return Err(LimitError::UnknownTotal);
+        }
+        self.change_limits(|limits| limits.fraction = fraction);
+        Ok(())
+    }
+
+    pub(super) fn set_limit(&self, limit: Option<Bytes>) {
+        self.change_limits(|limits| limits.limit = limit);
+    }
+
+    #[cold]
+    pub(super) fn failure(&self, failure: Failure, want: &Want) -> AllocError {
+        match failure {
+            Failure::OutOfMemory => self.out_of_memory(want, OomCause::NoRoom),
+            Failure::Rejected => self.out_of_memory(want, OomCause::Rejected),
+            Failure::Capture => self.out_of_memory(want, OomCause::Capture),
+            Failure::Lost => {
+                let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                AllocError::DeviceLost(lost.unwrap_or_else(|| Lost::new("no reason was given")))
+            }
+        }
+    }
+
+    #[cold]
+    pub(super) fn out_of_memory(&self, want: &Want, cause: OomCause) -> AllocError {
+        let device_free = self.backend.free_bytes();
+        let name_of = |tag| self.tags.name(tag);
+        let report = self.world(|world| {
+            let allocated = world.total(Gauge::AllocatedBytes);
+            let active = world.total(Gauge::ActiveBytes);
+            let mut holders = holders::collect(world, &name_of);
+            holders.truncate(5);
+            OomReport {
+                cause,
+                requested: want.requested,
+                location: want.location,
+                tag: name_of(want.tag),
+                limit: world.global.limit,
+                device_total: self.device.total,
+                device_free,
+                allocated,
+                pending: active - allocated,
+                reserved: world.total(Gauge::ReservedBytes),
+                releasable: world.releasable(),
+                largest_free: world.largest_free(want.owner, want.group),
+                holders,
+                could_expand: self.device.virtual_memory && !self.config.expandable_segments,
+            }
+        });
+        log::warn!("aquifer: {report}");
+        AllocError::OutOfMemory(Box::new(report))
+    }
+}
+
+impl<B: Backend> Drop for Shared<B> {
+    /// The last allocator is gone: what is free goes back now; what users hold goes when they drop
+    /// it.
+    fn drop(&mut self) {
+        if self.is_poisoned() {
+            return;
+        }
+        let live = self.world(|world| holders::collect(world, &|tag| self.tags.name(tag)));
+        for holder in &live {
+            log::warn!("aquifer: the allocator was dropped while something is held: {holder}");
+        }
+        self.world(|world| world.release_all_owners());
+        self.trim(Trim::all(0));
+    }
+}

@@ -1,0 +1,196 @@
+//! Registration, adoption and retirement of streams.
+//!
+//! ```text
+//!  stream(raw) ─▶ known? ─▶ its handle
+//!                   │ no
+//!                   ├─▶ a place that a forgotten stream left: wait for its last event, take it
+//!                   │   with everything that is cached there
+//!                   └─▶ a new place
+//! ```
+//!
+//! A forgotten stream strands nothing: its last event covers all it did, its cached memory serves
+//! other streams and the next new one, and allocations that are still live are freed as ever.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+
+use crate::allocator::Allocator;
+use crate::allocator::cell::Cell;
+use crate::allocator::shared::Shared;
+use crate::allocator::sync::{Mutex, Ordering};
+use crate::backend::Backend;
+use crate::core::lifetime::Clock;
+use crate::id::{AllocationId, ArenaId};
+
+/// A registered stream: what requests name. Cheap to clone.
+pub struct Stream<B: Backend> {
+    pub(super) cell: Arc<Cell<B>>,
+    pub(super) incarnation: u32,
+}
+
+impl<B: Backend> Clone for Stream<B> {
+    fn clone(&self) -> Self {
+        Self { cell: Arc::clone(&self.cell), incarnation: self.incarnation }
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for Stream<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Stream").field(&self.cell.stream()).finish()
+    }
+}
+
+impl<B: Backend> Stream<B> {
+    /// The backend's own stream.
+    pub fn raw(&self) -> B::Stream {
+        self.cell.stream()
+    }
+
+    /// The number of its place, in order of registration; a later stream may get it again.
+    pub fn index(&self) -> u32 {
+        self.cell.id.0
+    }
+}
+
+/// The registered streams.
+pub(super) struct Streams<B: Backend> {
+    known: Mutex<HashMap<B::Stream, ArenaId>>,
+}
+
+impl<B: Backend> Streams<B> {
+    pub(super) fn new(default: B::Stream) -> Self {
+        Self { known: Mutex::new(HashMap::from([(default, ArenaId(0))])) }
+    }
+}
+
+impl<B: Backend> Shared<B> {
+    /// The cell of a handle.
+    ///
+    /// # Panics
+    /// If the stream was forgotten, or belongs to another allocator.
+    #[inline]
+    pub(super) fn cell_of<'a>(&self, stream: &'a Stream<B>) -> &'a Arc<Cell<B>> {
+        let cell = &stream.cell;
+        assert!(
+            cell.incarnation() == stream.incarnation && Arc::ptr_eq(&cell.backend, &self.backend),
+            "the stream was forgotten or belongs to another allocator; call Allocator::stream again"
+        );
+        cell
+    }
+
+    fn handle(&self, id: ArenaId) -> Stream<B> {
+        let cell = self.cell(id).expect("a known stream has its cell");
+        let incarnation = cell.incarnation();
+        Stream { cell, incarnation }
+    }
+
+    fn known(&self, raw: B::Stream) -> Option<ArenaId> {
+        let known = self.streams.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&raw).copied()
+    }
+
+    fn register(self: &Arc<Self>, raw: B::Stream) -> Stream<B> {
+        if let Some(id) = self.known(raw) {
+            return self.handle(id);
+        }
+        let id = self.adopt(raw).unwrap_or_else(|| self.add(raw));
+        let mut known = self.streams.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = *known.entry(raw).or_insert(id);
+        drop(known);
+        if first != id {
+            // Another thread registered the stream meanwhile; the place waits for the next new one.
+            self.retire(id);
+        }
+        self.handle(first)
+    }
+
+    /// Takes over the place of a forgotten stream, if there is one and `raw` can be ordered after
+    /// it.
+    fn adopt(&self, raw: B::Stream) -> Option<ArenaId> {
+        let (id, event) = self.world(|world| world.claim_place())?;
+        self.places.set(id, raw);
+        if let Some(recorded) = event
+            && let Err(lost) = self.backend.wait_on(raw, &recorded.event)
+        {
+            self.lose(&lost);
+        }
+        self.world(|world| world.commit_adopt(id));
+        Some(id)
+    }
+
+    fn add(self: &Arc<Self>, raw: B::Stream) -> ArenaId {
+        let mut global = self.lock_global();
+        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
+        let id = ArenaId::from_index(cells.len());
+        assert!(
+            id.0 < AllocationId::ARENA_MAX - 1,
+            "more than 4094 streams at a time: forget those that are gone (forget_stream)"
+        );
+        let weak = Arc::downgrade(self);
+        let cell = Cell::new(id, &self.places, &self.backend, &self.config, weak);
+        self.places.add(raw);
+        // With a second arena nobody may raise the peaks alone any more. The arenas there are stop
+        // before the new one begins.
+        cells.iter().for_each(|cell| cell.lock().ledger.sole = false);
+        cell.lock().lost = global.lost;
+        cells.push(Arc::new(cell));
+        global.clocks.push(Clock::new());
+        id
+    }
+
+    fn forget(&self, raw: B::Stream) {
+        let mut known = self.streams.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(&raw) == Some(&ArenaId(0)) {
+            drop(known);
+            log::warn!("aquifer: the default stream cannot be forgotten: {raw:?}");
+            return;
+        }
+        let Some(id) = known.remove(&raw) else { return };
+        drop(known);
+        let cell = self.cell(id).expect("a known stream has its cell");
+        cell.incarnation.fetch_add(1, Ordering::Relaxed);
+        self.retire(id);
+    }
+
+    /// Lets a stream go: leaves it alone, waits until everyone else does, and records what it did.
+    fn retire(&self, id: ArenaId) {
+        self.world(|world| world.begin_retire(id));
+        self.await_quiet(id);
+        loop {
+            let tick = self.world(|world| {
+                world.absorb();
+                (!world.global.lost).then(|| world.close_tick(id))
+            });
+            let last = tick.and_then(|tick| self.record(id, tick));
+            self.places.close(id, last);
+            if self.world(|world| world.retire(id)) {
+                self.notify_progress();
+                return;
+            }
+        }
+    }
+}
+
+impl<B: Backend> Allocator<B> {
+    /// The handle of the default stream.
+    pub fn default_stream(&self) -> Stream<B> {
+        self.shared.handle(ArenaId(0))
+    }
+
+    /// The handle of a stream, which is registered at first sight. Keep it: looking it up takes a
+    /// lock, using it does not.
+    ///
+    /// # Panics
+    /// If more than 4094 streams are registered at a time.
+    pub fn stream(&self, raw: B::Stream) -> Stream<B> {
+        self.shared.register(raw)
+    }
+
+    /// Tells that the program is about to destroy a stream: an event is recorded that covers all it
+    /// did. Its cached memory goes on to serve other streams; its live allocations stay valid.
+    /// Handles of it must not be used any more. The default stream cannot be forgotten; unknown
+    /// streams are ignored.
+    pub fn forget_stream(&self, raw: B::Stream) {
+        self.shared.forget(raw);
+    }
+}

@@ -1,0 +1,25 @@
+//! What is shown to people: statistics, snapshots, holders, out-of-memory reports. All prose and
+//! formatting of the crate is here; it reads the core and changes nothing, and none of it runs on a
+//! hit.
+
+pub mod holders;
+pub mod oom;
+pub mod snapshot;
+pub mod stats;
+
+use crate::units::{Bytes, GIB, KIB, MIB};
+
+/// Formats bytes with a binary unit and two digits: `20.00 MiB`.
+///
+/// ```
+/// assert_eq!(aquifer::report::format_bytes(20 << 20), "20.00 MiB");
+/// assert_eq!(aquifer::report::format_bytes(512), "512 B");
+/// ```
+pub fn format_bytes(bytes: Bytes) -> String {
+    match bytes {
+        0..KIB => format!("{bytes} B"),
+        KIB..MIB => format!("{:.2} KiB", bytes as f64 / KIB as f64),
+        MIB..GIB => format!("{:.2} MiB", bytes as f64 / MIB as f64),
+        _ => format!("{:.2} GiB", bytes as f64 / GIB as f64),
+    }
+}
