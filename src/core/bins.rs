@@ -80,6 +80,12 @@ impl Bins {
         Self { occupied: 0, octaves: [const { None }; OCTAVES], count: 0 }
     }
 
+    /// Whether there is just one block, so that a search has no choice.
+    #[inline]
+    pub(crate) fn is_single(&self) -> bool {
+        self.count == 1
+    }
+
     /// The smallest block of at least `size` granules; among equals the head of the chain.
     #[inline]
     pub(crate) fn best_fit(&self, blocks: &Slab<Block>, size: u32) -> Option<BlockId> {

@@ -26,7 +26,9 @@ impl<M> Arena<M> {
         if want.align > 1 || config.max_split_size.is_some() || config.expandable_segments {
             return self.fit_with_rules(pool, id, want, config);
         }
-        let spares = self.blocks[id.index()].size / 2 >= want.size && self.is_whole(id);
+        let spares = !bins.is_single()
+            && self.blocks[id.index()].size / 2 >= want.size
+            && self.is_whole(id);
         Some(if spares { self.spare_idle(pool, id, config) } else { id })
     }
 

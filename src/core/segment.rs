@@ -124,14 +124,16 @@ pub(crate) fn split(blocks: &mut Slab<Block>, id: BlockId, size: u32, rest: Stat
 /// Merges `id` with its next neighbour, which is in no bin and ends to exist.
 #[inline]
 pub(crate) fn merge_next(blocks: &mut Slab<Block>, id: BlockId) {
-    let gone = blocks[id.index()].next;
-    let gone = blocks.remove(gone.index());
+    let gone_id = blocks[id.index()].next;
+    // Read in place: a record that is moved out whole is copied right behind its last writes.
+    let Block { offset, size, next, tick, .. } = blocks[gone_id.index()];
+    blocks.remove(gone_id.index());
     let block = &mut blocks[id.index()];
-    debug_assert_eq!(block.end(), gone.offset, "I1: neighbours touch");
-    block.size += gone.size;
-    block.next = gone.next;
-    block.tick = block.tick.max(gone.tick);
-    if !gone.next.is_none() {
-        blocks[gone.next.index()].prev = id;
+    debug_assert_eq!(block.end(), offset, "I1: neighbours touch");
+    block.size += size;
+    block.next = next;
+    block.tick = block.tick.max(tick);
+    if !next.is_none() {
+        blocks[next.index()].prev = id;
     }
 }
