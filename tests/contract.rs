@@ -10,6 +10,8 @@ mod limits;
 mod memory;
 #[path = "contract/pools.rs"]
 mod pools;
+#[path = "contract/recordings.rs"]
+mod recordings;
 #[path = "contract/streams.rs"]
 mod streams;
 mod support;
@@ -129,6 +131,27 @@ suite! {
     sim: crate::SIM;
     sim_virtual: crate::SIM_VIRTUAL;
     sim_asynchronous: crate::SIM_ASYNCHRONOUS;
+}
+
+/// Stamps what needs a backend whose streams are one queue.
+macro_rules! one_queue {
+    ($($backend:ident: $subject:expr;)*) => {$(
+        stamp! { $backend, $subject;
+            recordings::{
+                a_recording_has_its_memory_back_at_once, others_get_nothing_of_an_open_recording,
+                what_was_freed_before_a_recording_is_lent, a_use_in_a_recording_is_waited_for,
+                a_trim_leaves_open_recordings_alone, exhaustion_beside_a_recording_is_an_error,
+                a_recording_stream_cannot_be_forgotten, segments_can_be_avoided,
+                a_pool_can_be_named, exclusive_segments_are_made_to_measure,
+            };
+        }
+    )*};
+}
+
+one_queue! {
+    one_queue_host: crate::HOST;
+    one_queue_sim: crate::SIM;
+    one_queue_sim_virtual: crate::SIM_VIRTUAL;
 }
 
 stamp! { on_sim, crate::SIM;

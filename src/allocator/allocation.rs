@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use crate::allocator::Allocator;
 use crate::allocator::cell::Cell;
+use crate::allocator::pools::PrivatePool;
 use crate::allocator::streams::Stream;
 use crate::backend::{Backend, Lost};
-use crate::core::arena::Grant;
-use crate::id::{AllocationId, SegmentId, Tag};
+use crate::core::arena::{Grant, Place};
+use crate::id::{AllocationId, OwnerId, SegmentId, Tag};
 use crate::report::format_bytes;
 use crate::report::oom::OomReport;
 use crate::units::Bytes;
@@ -40,17 +41,20 @@ pub struct RawAllocation {
 
 /// What is asked for, before routing and rounding.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ask {
+pub(super) struct Ask<'a> {
     pub(super) size: Bytes,
     /// In bytes; 0 and 1 ask for nothing beyond what every block has.
     pub(super) align: Bytes,
     pub(super) tag: Tag,
+    /// The pool that is named, whatever the routes say.
+    pub(super) owner: Option<OwnerId>,
+    pub(super) avoid: &'a [Place],
 }
 
-impl Ask {
+impl Ask<'_> {
     #[inline]
     pub(super) fn new(size: Bytes) -> Self {
-        Self { size, align: 0, tag: Tag::default() }
+        Self { size, align: 0, tag: Tag::default(), owner: None, avoid: &[] }
     }
 }
 
@@ -178,6 +182,12 @@ impl<B: Backend> Allocation<B> {
         (self.grant.address != 0).then_some(self.grant.address)
     }
 
+    /// The [index](Stream::index) of the stream that has the bytes back at once when they are
+    /// freed.
+    pub fn stream_index(&self) -> u32 {
+        self.cell.id.0
+    }
+
     /// Bytes from the start of the segment.
     pub fn offset(&self) -> Bytes {
         self.grant.offset
@@ -269,7 +279,8 @@ impl<B: Backend> fmt::Debug for Allocation<B> {
 pub struct Request<'a, B: Backend> {
     allocator: &'a Allocator<B>,
     stream: Option<&'a Stream<B>>,
-    ask: Ask,
+    ask: Ask<'static>,
+    avoid: Vec<Place>,
 }
 
 impl<B: Backend> fmt::Debug for Request<'_, B> {
@@ -280,7 +291,7 @@ impl<B: Backend> fmt::Debug for Request<'_, B> {
 
 impl<'a, B: Backend> Request<'a, B> {
     pub(super) fn new(allocator: &'a Allocator<B>, size: Bytes) -> Self {
-        Self { allocator, stream: None, ask: Ask::new(size) }
+        Self { allocator, stream: None, ask: Ask::new(size), avoid: Vec::new() }
     }
 
     /// For this stream instead of the default one.
@@ -305,6 +316,33 @@ impl<'a, B: Backend> Request<'a, B> {
         self
     }
 
+    /// From this private pool, whatever routes are in force.
+    ///
+    /// # Panics
+    /// If the pool belongs to another allocator.
+    #[must_use]
+    pub fn pool(mut self, pool: &'a PrivatePool<B>) -> Self {
+        self.ask.owner = Some(pool.owner_in(&self.allocator.shared));
+        self
+    }
+
+    /// In a segment that holds none of `others`: for APIs that look at whole segments when they
+    /// check what may be used together. Walks the free blocks of the segments that it avoids.
+    ///
+    /// # Panics
+    /// If one of them belongs to another allocator.
+    #[must_use]
+    pub fn avoiding<'b>(mut self, others: impl IntoIterator<Item = &'b Allocation<B>>) -> Self {
+        for other in others {
+            other.assert_of(&self.allocator.shared.backend);
+            let place = (other.cell.id, other.grant.segment);
+            if !place.1.is_none() && !self.avoid.contains(&place) {
+                self.avoid.push(place);
+            }
+        }
+        self
+    }
+
     /// Allocates.
     ///
     /// # Errors
@@ -316,7 +354,8 @@ impl<'a, B: Backend> Request<'a, B> {
     pub fn allocate(self) -> Result<Allocation<B>, AllocError> {
         let shared = &self.allocator.shared;
         let cell = self.stream.map_or(&shared.default_cell, |stream| shared.cell_of(stream));
-        shared.allocate(cell, self.ask, Location::caller())
+        let ask = Ask { avoid: &self.avoid, ..self.ask };
+        shared.allocate(cell, ask, Location::caller())
     }
 
     /// Allocates without an owner, for foreign callers.

@@ -42,7 +42,7 @@ mod tags;
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
 pub use pressure::{CallbackGuard, Pressure};
-pub use streams::Stream;
+pub use streams::{RecordingGuard, Stream};
 
 use std::panic::Location;
 use std::sync::Arc;

@@ -170,9 +170,10 @@ impl<B: Backend> Shared<B> {
         if ask.size == 0 {
             return Ok(Allocation::empty(Arc::clone(cell)));
         }
-        let owner = match self.routes.is_active() {
-            true => self.routes.find(cell.id),
-            false => OwnerId::DEFAULT,
+        let owner = match ask.owner {
+            Some(owner) => owner,
+            None if self.routes.is_active() => self.routes.find(cell.id),
+            None => OwnerId::DEFAULT,
         };
         let rounded = classes::round(ask.size.min(REQUEST_MAX), &self.config);
         if rounded > self.device.segment_max || ask.align > GRANULE || ask.align.count_ones() > 1 {
@@ -188,6 +189,7 @@ impl<B: Backend> Shared<B> {
             owner,
             location,
             tag: ask.tag,
+            avoid: ask.avoid,
         };
         let harvest = self.config.harvest_every_allocate && self.waits.load(Ordering::Relaxed);
         if !harvest {
@@ -228,6 +230,7 @@ impl<B: Backend> Shared<B> {
                 owner: OwnerId::DEFAULT,
                 location,
                 tag: ask.tag,
+                avoid: &[],
             };
             return Err(self.out_of_memory(&want, OomCause::NoRoom));
         }

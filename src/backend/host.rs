@@ -86,6 +86,7 @@ impl Host {
             alignment: os::ALIGNMENT,
             segment_max: align_down(SEGMENT_MAX, GRANULARITY).min(addresses),
             device_wait: true,
+            one_queue: true,
         };
         Self { account: Arc::new(Account { used: AtomicU64::new(0), capacity }), limits }
     }

@@ -41,6 +41,9 @@ pub struct Limits {
     pub segment_max: Bytes,
     /// Whether [`Backend::wait_on`] orders streams on the device, without the host.
     pub device_wait: bool,
+    /// Whether the work of all streams ends up in one queue, in the order in which it is submitted
+    /// (or is done at once): then what is submitted comes before all that is submitted later.
+    pub one_queue: bool,
 }
 
 impl Limits {
@@ -52,6 +55,7 @@ impl Limits {
             alignment: 2 << 20,
             segment_max: crate::units::SEGMENT_MAX,
             device_wait: true,
+            one_queue: false,
         }
     }
 }

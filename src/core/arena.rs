@@ -31,7 +31,7 @@ use crate::units::{Bytes, to_bytes};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Want {
+pub(crate) struct Want<'a> {
     /// Bytes, unrounded.
     pub(crate) requested: Bytes,
     /// Granules, rounded.
@@ -42,7 +42,12 @@ pub(crate) struct Want {
     pub(crate) owner: OwnerId,
     pub(crate) location: &'static Location<'static>,
     pub(crate) tag: Tag,
+    /// Segments in which the block must not lie.
+    pub(crate) avoid: &'a [Place],
 }
+
+/// Names a segment among those of all arenas.
+pub(crate) type Place = (ArenaId, SegmentId);
 
 /// A block that was handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -134,7 +134,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let want = miss.want;
         let pool = self.pool(miss.arena, want.owner, want.group);
         let needed = want.size.checked_add(want.align - 1)?;
-        let Some((segment, start)) = self.arena(miss.arena).growable_place(pool, needed) else {
+        let Some((segment, start)) = self.arena(miss.arena).growable_place(pool, needed, &want)
+        else {
             return self.grow_range(miss);
         };
         let page = to_granules(self.page_size(want.group));

@@ -4,17 +4,18 @@
 //!  best fit ─▶ plain? ─▶ a wholly idle segment? ─ no ─▶ that block
 //!                 │                │ yes: one of the next few, in a segment that is in use anyway
 //!                 ▼
-//!   alignment, oversize blocks, expandable segments: rules that few programs switch on
+//!   alignment, segments to avoid or made to measure, oversize blocks, expandable segments: rules
+//!   that few programs switch on
 //! ```
 //!
 //! Everything here only looks; [`carve`](crate::core::arena::Arena::carve) acts. O(1), but for
 //! alignments above a granule, which walk the blocks between the request's size and that size plus
-//! the alignment.
+//! the alignment, and for segments to avoid, which walk their larger free blocks.
 
 use crate::config::Config;
 use crate::core::arena::{Arena, Want};
-use crate::core::classes::{Group, split_remainder};
-use crate::id::BlockId;
+use crate::core::classes::{Group, exclusive_size, split_remainder};
+use crate::id::{BlockId, SegmentId};
 use crate::units::to_bytes;
 
 impl<M> Arena<M> {
@@ -23,12 +24,12 @@ impl<M> Arena<M> {
     pub(crate) fn fit(&self, pool: usize, want: &Want, config: &Config) -> Option<BlockId> {
         let bins = &self.pools[pool].free;
         let id = bins.best_fit(&self.blocks, want.size)?;
-        if want.align > 1 || config.max_split_size.is_some() || config.expandable_segments {
+        let ruled = want.align > 1 || !want.avoid.is_empty() || self.pools[pool].traits.exclusive;
+        if ruled || config.max_split_size.is_some() || config.expandable_segments {
             return self.fit_with_rules(pool, id, want, config);
         }
-        let spares = !bins.is_single()
-            && self.blocks[id.index()].size / 2 >= want.size
-            && self.is_whole(id);
+        let spares =
+            !bins.is_single() && self.blocks[id.index()].size / 2 >= want.size && self.is_whole(id);
         Some(if spares { self.spare_idle(pool, id, config) } else { id })
     }
 
@@ -49,7 +50,8 @@ impl<M> Arena<M> {
         larger.find(|&at| !self.is_whole(at)).unwrap_or(id)
     }
 
-    /// The rules that few programs switch on: alignment, oversize blocks, expandable segments.
+    /// The rules that few programs switch on: alignment, segments to avoid, segments made to
+    /// measure, oversize blocks, expandable segments.
     #[cold]
     fn fit_with_rules(
         &self,
@@ -60,10 +62,18 @@ impl<M> Arena<M> {
     ) -> Option<BlockId> {
         let bins = &self.pools[pool].free;
         let mut at = Some(id);
-        while let Some(id) = at.filter(|&id| self.aligned_start(id, want).is_none()) {
+        let suits = |id: BlockId| {
+            self.aligned_start(id, want).is_some() && !self.is_avoided(self.segment_of(id), want)
+        };
+        while let Some(id) = at.filter(|&id| !suits(id)) {
             at = bins.after(&self.blocks, id);
         }
         let mut id = at?;
+        if self.pools[pool].traits.exclusive {
+            // The next class or two serve as well; what is larger waits for its own kind.
+            let most = exclusive_size(to_bytes(want.size)) / 8 * 9;
+            return Some(id).filter(|&id| to_bytes(self.blocks[id.index()].size) <= most);
+        }
         if config.expandable_segments && want.align <= 1 {
             // The piece that can still grow counts as large as it can become, so that smaller
             // leftovers go first (PyTorch's rule in get_free_block).
@@ -81,6 +91,17 @@ impl<M> Arena<M> {
             Some(max) if asked >= max && size >= asked + config.max_non_split_rounding => None,
             _ => Some(id),
         }
+    }
+
+    /// The segment that a block lies in.
+    #[inline]
+    fn segment_of(&self, id: BlockId) -> SegmentId {
+        self.blocks[id.index()].segment
+    }
+
+    /// Whether the request must not be served from a segment of this arena.
+    pub(crate) fn is_avoided(&self, segment: SegmentId, want: &Want) -> bool {
+        want.avoid.contains(&(self.id, segment))
     }
 
     /// Size of a free block together with the unmapped range that follows it.

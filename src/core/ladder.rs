@@ -24,7 +24,8 @@
 use crate::core::arena::{Grant, Want};
 use crate::core::harvest::{Event, Harvest};
 use crate::core::lifetime::Mark;
-use crate::core::state::{World, segment_sizes};
+use crate::core::pool::Traits;
+use crate::core::state::World;
 use crate::core::step::{Failure, Growth, Step};
 use crate::core::trim::Trim;
 use crate::id::{ArenaId, BlockId, OwnerId, SideId};
@@ -70,8 +71,8 @@ const FIRST_GROW: usize = 3;
 
 /// A request on its way up the ladder.
 #[derive(Debug)]
-pub(crate) struct Miss {
-    pub(crate) want: Want,
+pub(crate) struct Miss<'a> {
+    pub(crate) want: Want<'a>,
     pub(crate) arena: ArenaId,
     rung: usize,
     started: bool,
@@ -96,8 +97,8 @@ enum Climb<M, E> {
     Next,
 }
 
-impl Miss {
-    pub(crate) fn new(arena: ArenaId, want: Want, harvest: bool, callbacks: bool) -> Self {
+impl<'a> Miss<'a> {
+    pub(crate) fn new(arena: ArenaId, want: Want<'a>, harvest: bool, callbacks: bool) -> Self {
         Self {
             want,
             arena,
@@ -197,7 +198,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     }
 
     fn climb(&mut self, rung: Rung, miss: &mut Miss) -> Climb<M, E> {
-        let (liked, needed) = segment_sizes(&miss.want, self.config, self.device);
+        let (liked, needed) = self.segment_sizes(&miss.want);
         match rung {
             Rung::Events => self.harvest_step(&mut miss.harvest).map_or(Climb::Next, Climb::Do),
             Rung::Order => self.order(miss.arena, &miss.want, miss.refused),
@@ -303,7 +304,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let lends = pressed || to_bytes(want.size) >= self.config.large_min;
         let fits = self.arenas.iter().enumerate().filter_map(|(index, arena)| {
             let home = ArenaId::from_index(index);
-            if home == reader || self.global.is_apart(home) {
+            if home == reader || self.global.is_barred(home) {
                 return None;
             }
             let pool = arena.pool_of(want.owner, want.group)?;
@@ -311,7 +312,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 return None;
             }
             let block = arena.fit(pool, want, self.config)?;
-            (lends || arena.is_whole(block)).then_some((home, block))
+            let lends = lends || arena.is_whole(block);
+            (lends && !self.is_in_recording(home, block)).then_some((home, block))
         });
         // One that needs no wait first, then the smallest, then the older stream.
         fits.min_by_key(|&(home, block)| {
@@ -373,10 +375,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         }
         miss.returns = self.global.returns;
         let Want { owner, group, .. } = miss.want;
-        let kind = self.global.owners[owner.index()].traits.kind;
-        // Pages have no kind: only a pool of the default one can grow by them. What is too large
-        // for a range gets a segment.
-        let by_pages = kind == 0 && self.range_size(&miss.want).is_some();
+        let Traits { kind, exclusive, .. } = self.global.owners[owner.index()].traits;
+        // Pages have no kind and are shared: only a pool of the default one can grow by them. What
+        // is too large for a range gets a segment.
+        let by_pages = kind == 0 && !exclusive && self.range_size(&miss.want).is_some();
         let rejects = self.config.reject_before_driver;
         let total = self.device.total.filter(|_| rejects).unwrap_or(Bytes::MAX);
         let fits = self.global.has_room(size) && self.global.reserved.saturating_add(size) <= total;

@@ -78,6 +78,8 @@ pub(crate) struct Clock<E> {
     pub(crate) closing: bool,
     /// Backend calls that concern this stream and are under way.
     pub(crate) calls: u32,
+    /// Recordings of work for this stream that the program has not handed to the device.
+    pub(crate) recordings: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +101,7 @@ impl<E> Clock<E> {
             claimed: false,
             closing: false,
             calls: 0,
+            recordings: 0,
         }
     }
 

@@ -4,27 +4,28 @@
 //!
 //! In reading order:
 //!
-//! | file | what it owns |
-//! |------|--------------|
-//! | `classes`  | request size → block size → segment size |
-//! | `block`    | one block record and its states |
-//! | `segment`  | one segment: its blocks in address order; split and merge |
-//! | `bins`     | free blocks of a pool by size; exact best fit |
-//! | `pool`     | (stream, size group, owner): bins and idle segments |
-//! | `ledger`   | one `apply(entry)` moves every counter; leased peaks |
-//! | `fit`      | which free block serves a request, and how much of it |
-//! | `arena`    | one stream's part of the state; the hot path |
-//! | `lifetime` | which streams still use a freed block; when a free completes |
-//! | `harvest`  | events: recording, polling, waiting |
-//! | `owners`   | private pools and captures |
-//! | `step`     | what the core asks of the shell |
-//! | `state`    | everything in one hand; commits |
-//! | `ladder`   | what is tried on a miss, in which order |
-//! | `headroom` | how much may be reserved, and what experience adds |
-//! | `trim`     | what is given back, in which order, and why |
-//! | `pages`    | pages of one range: claiming, unmapping, merging |
-//! | `expand`   | virtual memory: mapping and recycling of pages |
-//! | `verify`   | checks every numbered invariant |
+//! | file        | what it owns |
+//! |-------------|--------------|
+//! | `classes`   | request size → block size → segment size |
+//! | `block`     | one block record and its states |
+//! | `segment`   | one segment: its blocks in address order; split and merge |
+//! | `bins`      | free blocks of a pool by size; exact best fit |
+//! | `pool`      | (stream, size group, owner): bins and idle segments |
+//! | `ledger`    | one `apply(entry)` moves every counter; leased peaks |
+//! | `fit`       | which free block serves a request, and how much of it |
+//! | `arena`     | one stream's part of the state; the hot path |
+//! | `lifetime`  | which streams still use a freed block; when a free completes |
+//! | `harvest`   | events: recording, polling, waiting |
+//! | `owners`    | private pools and captures |
+//! | `recording` | work that is written down and not submitted |
+//! | `step`      | what the core asks of the shell |
+//! | `state`     | everything in one hand; commits |
+//! | `ladder`    | what is tried on a miss, in which order |
+//! | `headroom`  | how much may be reserved, and what experience adds |
+//! | `trim`      | what is given back, in which order, and why |
+//! | `pages`     | pages of one range: claiming, unmapping, merging |
+//! | `expand`    | virtual memory: mapping and recycling of pages |
+//! | `verify`    | checks every numbered invariant |
 
 pub(crate) mod arena;
 pub(crate) mod bins;
@@ -40,6 +41,7 @@ pub(crate) mod lifetime;
 pub(crate) mod owners;
 pub(crate) mod pages;
 pub(crate) mod pool;
+pub(crate) mod recording;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub(crate) mod step;

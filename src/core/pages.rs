@@ -2,7 +2,7 @@
 //! merging. What happens between claim and commit is the business of
 //! [`expand`](crate::core::expand).
 
-use crate::core::arena::Arena;
+use crate::core::arena::{Arena, Want};
 use crate::core::block::{Block, State};
 use crate::core::expand::Run;
 use crate::core::segment::{merge_next, split};
@@ -12,8 +12,16 @@ use crate::units::to_bytes;
 impl<M> Arena<M> {
     /// The lowest place in a pool's ranges where free and unmapped blocks together hold `needed`
     /// granules: the oldest segment, then the lowest offset.
-    pub(crate) fn growable_place(&self, pool: usize, needed: u32) -> Option<(SegmentId, BlockId)> {
-        let ranges = self.segments.iter().filter(|(_, s)| s.is_virtual() && s.pool == pool);
+    pub(crate) fn growable_place(
+        &self,
+        pool: usize,
+        needed: u32,
+        want: &Want,
+    ) -> Option<(SegmentId, BlockId)> {
+        let ranges = self.segments.iter().filter(|(id, segment)| {
+            let avoided = self.is_avoided(SegmentId::from_index(*id), want);
+            segment.is_virtual() && segment.pool == pool && !avoided
+        });
         let places = ranges.flat_map(|(id, segment)| {
             let at = move |&hole: &BlockId| (segment.number, SegmentId::from_index(id), hole);
             segment.holes.iter().map(at)

@@ -25,6 +25,8 @@ pub(crate) struct Traits {
     pub(crate) kind: u8,
     /// Blocks are never split.
     pub(crate) no_split: bool,
+    /// Every block is a segment of its own, made to measure.
+    pub(crate) exclusive: bool,
     /// A capture went through the pool: its addresses must stay as long as the pool lives.
     pub(crate) captured: bool,
     /// The last handle is gone: what becomes free is given back.

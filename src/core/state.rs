@@ -143,8 +143,13 @@ impl<E> Global<E> {
     }
 
     /// Whether nothing may be asked of the backend about the stream: it is captured, or about to
-    /// go.
+    /// go, or its work is recorded and not in the device's hands.
     pub(crate) fn is_apart(&self, stream: ArenaId) -> bool {
+        self.is_barred(stream) || self.is_recording(stream)
+    }
+
+    /// Whether the stream lends nothing to others: it is captured, or about to go.
+    pub(crate) fn is_barred(&self, stream: ArenaId) -> bool {
         self.clocks[stream.index()].closing || self.is_captured(stream)
     }
 
@@ -453,13 +458,17 @@ impl<M, E: Clone> World<'_, M, E> {
         }
         clock.retired
     }
-}
 
-/// The segment size that the policy likes for a request, and the one that it needs.
-pub(crate) fn segment_sizes(want: &Want, config: &Config, device: &Device) -> (Bytes, Bytes) {
-    let room = to_bytes(want.size);
-    let needed = crate::units::align_up(room, device.granularity);
-    let liked = classes::segment_size(room, config);
-    let liked = crate::units::align_up(liked, device.granularity);
-    if liked > device.segment_max { (needed, needed) } else { (liked.max(needed), needed) }
+    /// The segment size that the policy likes for a request, and the one that it needs.
+    pub(crate) fn segment_sizes(&self, want: &Want) -> (Bytes, Bytes) {
+        let room = to_bytes(want.size);
+        let granularity = self.device.granularity;
+        let needed = crate::units::align_up(room, granularity);
+        let liked = match self.global.owners[want.owner.index()].traits.exclusive {
+            true => classes::exclusive_size(room),
+            false => classes::segment_size(room, self.config),
+        };
+        let liked = crate::units::align_up(liked, granularity);
+        if liked > self.device.segment_max { (needed, needed) } else { (liked.max(needed), needed) }
+    }
 }

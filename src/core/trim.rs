@@ -12,9 +12,9 @@
 //! | missing                  | refusal               | what the growth lacks                     |
 //! | `empty_cache`, `trim_to` | the user, last resort | everything; down to a floor               |
 //!
-//! Never touched: pools that a capture went through, while they live; with the torch preset, any
-//! private pool while it lives. [`World::releasable`] walks all segments; the rest costs O(pools +
-//! victims).
+//! Never touched: what a recording that is not submitted may use; pools that a capture went
+//! through, while they live; with the torch preset, any private pool while it lives.
+//! [`World::releasable`] walks all segments; the rest costs O(pools + victims).
 
 use crate::core::arena::Arena;
 use crate::core::block::{Block, State};
@@ -22,6 +22,7 @@ use crate::core::classes::Group;
 use crate::core::harvest::Event;
 use crate::core::ladder::Miss;
 use crate::core::ledger::Gauge;
+use crate::core::lifetime::Mark;
 use crate::core::pool::{Pool, idle_segments};
 use crate::core::segment::Segment;
 use crate::core::state::World;
@@ -352,7 +353,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         for (index, arena) in self.arenas.iter().enumerate() {
             let id = ArenaId::from_index(index);
             for pool in arena.pools.iter().filter(|pool| from(pool)) {
-                let mut list = idle_segments(pool, &arena.segments).map(move |segment| {
+                let list = idle_segments(pool, &arena.segments).filter(move |segment| {
+                    !self.is_in_recording(id, arena.segments[segment.index()].first)
+                });
+                let mut list = list.map(move |segment| {
                     let size = to_bytes(arena.segments[segment.index()].size);
                     (
                         Victim { arena: id, segment, size },
@@ -436,15 +440,21 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     }
 
     fn will_be_free(&self, arena: &Arena<M>, block: &Block) -> bool {
-        let captured = |stream: ArenaId| self.global.is_captured(stream);
-        if arena.segments[block.segment.index()].is_virtual() && captured(arena.id) {
+        // A trim waits for nobody who cannot be waited for.
+        let stays =
+            |stream: ArenaId| self.global.is_captured(stream) || self.global.is_recording(stream);
+        if arena.segments[block.segment.index()].is_virtual() && stays(arena.id) {
+            return false;
+        }
+        let own = Mark { stream: arena.id, tick: block.tick };
+        if self.global.is_recording(arena.id) && !self.is_completed(&own) {
             return false;
         }
         match &block.state {
             State::Free(_) => true,
             State::Pending { side, .. } => {
                 let marks = &arena.waiting[side.index()].marks;
-                !marks.iter().any(|mark| captured(mark.stream) && !self.is_completed(mark))
+                !marks.iter().any(|mark| stays(mark.stream) && !self.is_completed(mark))
             }
             _ => false,
         }

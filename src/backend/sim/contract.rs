@@ -28,6 +28,7 @@ impl Backend for Sim {
             alignment: options.granularity,
             segment_max: align_down(options.segment_max, options.granularity),
             device_wait: options.device_wait,
+            one_queue: !options.asynchronous,
         }
     }
 
