@@ -78,6 +78,8 @@ mod core;
 mod ds;
 mod id;
 pub mod report;
+#[cfg(feature = "wgpu")]
+pub mod surface;
 pub mod trace;
 pub mod units;
 pub mod vec;
@@ -90,6 +92,11 @@ pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};
 pub use units::Bytes;
 pub use vec::DeviceVec;
+
+#[cfg(feature = "wgpu")]
+pub use backend::wgpu::recommended_device_descriptor;
+#[cfg(feature = "wgpu")]
+pub use surface::wgpu::{GpuVec, Scope, WgpuAllocation, WgpuAllocator, WgpuOptions};
 
 /// The README's example, so that it is compiled and run with the tests.
 #[cfg(doctest)]

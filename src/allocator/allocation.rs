@@ -10,7 +10,7 @@ use crate::allocator::pools::PrivatePool;
 use crate::allocator::streams::Stream;
 use crate::backend::{Backend, Lost};
 use crate::core::arena::{Grant, Place};
-use crate::id::{AllocationId, OwnerId, SegmentId, Tag};
+use crate::id::{AllocationId, ArenaId, OwnerId, SegmentId, Tag};
 use crate::report::format_bytes;
 use crate::report::oom::OomReport;
 use crate::units::Bytes;
@@ -217,6 +217,15 @@ impl<B: Backend> Allocation<B> {
         self.backend().wait(&self.backend().record(self.cell.stream())?)
     }
 
+    /// Work of the stream at this place uses the bytes; as [`Allocator::record_stream`].
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn record_use(&self, stream: u32) {
+        if self.grant.id != AllocationId::EMPTY {
+            let live = self.cell.lock().record_stream(self.grant.id, ArenaId(stream));
+            live.expect("a live allocation has a live id");
+        }
+    }
+
     /// Catches allocations of other allocators, whose ids mean nothing here.
     pub(super) fn assert_of(&self, backend: &Arc<B>) {
         assert!(
@@ -281,6 +290,7 @@ pub struct Request<'a, B: Backend> {
     stream: Option<&'a Stream<B>>,
     ask: Ask<'static>,
     avoid: Vec<Place>,
+    location: Option<&'static Location<'static>>,
 }
 
 impl<B: Backend> fmt::Debug for Request<'_, B> {
@@ -291,7 +301,7 @@ impl<B: Backend> fmt::Debug for Request<'_, B> {
 
 impl<'a, B: Backend> Request<'a, B> {
     pub(super) fn new(allocator: &'a Allocator<B>, size: Bytes) -> Self {
-        Self { allocator, stream: None, ask: Ask::new(size), avoid: Vec::new() }
+        Self { allocator, stream: None, ask: Ask::new(size), avoid: Vec::new(), location: None }
     }
 
     /// For this stream instead of the default one.
@@ -343,6 +353,32 @@ impl<'a, B: Backend> Request<'a, B> {
         self
     }
 
+    /// In the name of whoever asked for `other`: its line of code, and its tag.
+    ///
+    /// # Panics
+    /// If it belongs to another allocator.
+    #[must_use]
+    pub fn in_place_of(mut self, other: &Allocation<B>) -> Self {
+        other.assert_of(&self.allocator.shared.backend);
+        if let Some((_, holder)) = other.cell.lock().live(other.grant.id) {
+            (self.ask.tag, self.location) = (holder.tag, Some(holder.location));
+        }
+        self
+    }
+
+    /// Allocates, if the stream's own cached memory has room: without any backend call, and without
+    /// memory of other streams. `None` if it has none.
+    ///
+    /// # Panics
+    /// If the stream was forgotten, or belongs to another allocator.
+    #[track_caller]
+    pub fn allocate_cached(self) -> Option<Allocation<B>> {
+        let shared = &self.allocator.shared;
+        let cell = self.stream.map_or(&shared.default_cell, |stream| shared.cell_of(stream));
+        let ask = Ask { avoid: &self.avoid, ..self.ask };
+        shared.allocate_cached(cell, ask, self.location.unwrap_or_else(Location::caller))
+    }
+
     /// Allocates.
     ///
     /// # Errors
@@ -355,7 +391,7 @@ impl<'a, B: Backend> Request<'a, B> {
         let shared = &self.allocator.shared;
         let cell = self.stream.map_or(&shared.default_cell, |stream| shared.cell_of(stream));
         let ask = Ask { avoid: &self.avoid, ..self.ask };
-        shared.allocate(cell, ask, Location::caller())
+        shared.allocate(cell, ask, self.location.unwrap_or_else(Location::caller))
     }
 
     /// Allocates without an owner, for foreign callers.

@@ -170,27 +170,11 @@ impl<B: Backend> Shared<B> {
         if ask.size == 0 {
             return Ok(Allocation::empty(Arc::clone(cell)));
         }
-        let owner = match ask.owner {
-            Some(owner) => owner,
-            None if self.routes.is_active() => self.routes.find(cell.id),
-            None => OwnerId::DEFAULT,
-        };
         let rounded = classes::round(ask.size.min(REQUEST_MAX), &self.config);
         if rounded > self.device.segment_max || ask.align > GRANULE || ask.align.count_ones() > 1 {
             self.check_extremes(ask, rounded, location)?;
         }
-        // Made in place, not handed through a `Result`: a copy right behind the writes waits for
-        // them.
-        let want = Want {
-            requested: ask.size,
-            size: to_granules(rounded),
-            align: to_granules(ask.align.max(1)),
-            group: Group::of(rounded, &self.config),
-            owner,
-            location,
-            tag: ask.tag,
-            avoid: ask.avoid,
-        };
+        let want = self.want(cell, ask, rounded, location);
         let harvest = self.config.harvest_every_allocate && self.waits.load(Ordering::Relaxed);
         if !harvest {
             let taken = cell.lock().take(&want, &self.config);
@@ -199,6 +183,49 @@ impl<B: Backend> Shared<B> {
             }
         }
         self.climb(cell.id, want, harvest)
+    }
+
+    /// What a request means to the core. It was checked against the extremes.
+    // Always inline: made in place, for a copy right behind the writes waits for them.
+    #[inline(always)]
+    fn want<'a>(
+        &self,
+        cell: &Cell<B>,
+        ask: Ask<'a>,
+        rounded: Bytes,
+        location: &'static Location<'static>,
+    ) -> Want<'a> {
+        let owner = match ask.owner {
+            Some(owner) => owner,
+            None if self.routes.is_active() => self.routes.find(cell.id),
+            None => OwnerId::DEFAULT,
+        };
+        Want {
+            requested: ask.size,
+            size: to_granules(rounded),
+            align: to_granules(ask.align.max(1)),
+            group: Group::of(rounded, &self.config),
+            owner,
+            location,
+            tag: ask.tag,
+            avoid: ask.avoid,
+        }
+    }
+
+    /// Serves a request from what the stream's own pools have, or not at all.
+    pub(super) fn allocate_cached(
+        &self,
+        cell: &Arc<Cell<B>>,
+        ask: Ask,
+        location: &'static Location<'static>,
+    ) -> Option<Allocation<B>> {
+        let rounded = classes::round(ask.size.min(REQUEST_MAX), &self.config);
+        if ask.size == 0 || self.check_extremes(ask, rounded, location).is_err() {
+            return None;
+        }
+        let want = self.want(cell, ask, rounded, location);
+        let grant = self.world(|world| world.take_cached(cell.id, &want))?;
+        Some(Allocation::new(Arc::clone(cell), grant, want.requested))
     }
 
     /// Requests that no device state could satisfy.

@@ -17,9 +17,13 @@
 
 pub mod host;
 pub mod sim;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 pub use host::{Host, HostEvent, HostMemory, HostView, resident_bytes};
 pub use sim::{CallCounts, Fault, Sim, SimChunk, SimEvent, SimMemory, SimOptions, SimView, WorkId};
+#[cfg(feature = "wgpu")]
+pub use wgpu::{MemoryInfo, MemorySource, Role, Wgpu, WgpuEvent, WgpuMemory, WgpuSegment};
 
 use std::fmt::Debug;
 use std::hash::Hash;

@@ -258,6 +258,14 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         Some(self.borrow(home, block, reader, want))
     }
 
+    /// A block of the stream's own pool, if one fits and may be used now.
+    pub(crate) fn take_cached(&mut self, reader: ArenaId, want: &Want) -> Option<Grant> {
+        self.absorb();
+        let block = self.own_fit(reader, want).filter(|_| !self.global.lost)?;
+        let config = self.config;
+        Some(self.arena(reader).carve(block, want, SideId::NONE, config))
+    }
+
     fn own_fit(&mut self, reader: ArenaId, want: &Want) -> Option<BlockId> {
         let pool = self.pool(reader, want.owner, want.group);
         loop {

@@ -1,0 +1,104 @@
+//! Everything that may block, or that differs between native programs and the web.
+//!
+//! On the web nothing may block, polling does nothing, and the scope of an error is known only after
+//! the browser has run: [`caught`] answers "no error" there (it comes later, through the device's
+//! handler of uncaptured errors), and completion is known from callbacks alone, which
+//! [`completion`] turns into a future. The same future works natively, if somebody polls the device.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use wgpu::{Device, Queue};
+
+use super::loss::Loss;
+use crate::backend::Lost;
+
+/// How long one wait lasts before the loss of the device is looked for: a device that hangs never
+/// completes.
+#[cfg(not(target_family = "wasm"))]
+const SLICE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Ends an error scope; what it caught. Never blocks.
+#[cfg(not(target_family = "wasm"))]
+pub(super) fn caught(scope: wgpu::ErrorScopeGuard) -> Option<wgpu::Error> {
+    // The answer is ready at once.
+    pollster::block_on(scope.pop())
+}
+
+/// Ends an error scope. What it caught is known too late to be told.
+#[cfg(target_family = "wasm")]
+pub(super) fn caught(scope: wgpu::ErrorScopeGuard) -> Option<wgpu::Error> {
+    drop(scope.pop());
+    None
+}
+
+/// Lets callbacks of what is complete run, and memory of what was dropped go back to the driver.
+pub(super) fn poll(device: &Device) {
+    // The only errors are those of waits.
+    let _ = device.poll(wgpu::PollType::Poll);
+}
+
+/// Waits until all that was submitted is complete and its callbacks have run.
+///
+/// # Errors
+/// If the device is gone.
+#[cfg(not(target_family = "wasm"))]
+pub(super) fn synchronize(device: &Device, loss: &Loss) -> Result<(), Lost> {
+    loop {
+        loss.check()?;
+        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(SLICE) };
+        match device.poll(wait) {
+            Err(wgpu::PollError::Timeout) => {}
+            _ => return loss.check(),
+        }
+    }
+}
+
+/// Nothing can be waited for on the web: see [`completion`].
+///
+/// # Errors
+/// If the device is gone.
+#[cfg(target_family = "wasm")]
+pub(super) fn synchronize(_: &Device, loss: &Loss) -> Result<(), Lost> {
+    loss.check()
+}
+
+/// Resolves when all that was submitted before is complete. Natively somebody has to poll the
+/// device meanwhile.
+pub(super) fn completion(queue: &Queue) -> impl Future<Output = ()> + Send + use<> {
+    let signal = Signal::default();
+    let done = signal.clone();
+    queue.on_submitted_work_done(move || done.set());
+    signal
+}
+
+/// Set once, by a callback; a future of that moment. Clones are the same signal.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Signal(Arc<Mutex<(bool, Option<Waker>)>>);
+
+impl Signal {
+    pub(crate) fn set(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = true;
+        let waker = state.1.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Future for Signal {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0 {
+            return Poll::Ready(());
+        }
+        state.1 = Some(context.waker().clone());
+        Poll::Pending
+    }
+}

@@ -1,0 +1,228 @@
+//! Moving bytes outside of scopes, and reading them back.
+//!
+//! A write outside of scopes is a submission of its own, so it happens before everything that is
+//! recorded and not submitted. That is what the program means only if none of that touches the
+//! bytes: else the write is refused ([`UploadError::Unordered`]).
+//!
+//! A download is a copy into a buffer that the CPU can map. It is mapped when somebody wants to
+//! read it, and not before: a buffer that is mapped must not be in use.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytemuck::Pod;
+use wgpu::{CommandEncoder, CommandEncoderDescriptor, MapMode};
+
+use super::Shared;
+use super::allocation::WgpuAllocation;
+use super::error::{DownloadError, UploadError};
+use super::lanes::Progress;
+use crate::allocator::Allocation;
+use crate::backend::wgpu::wait::Signal;
+use crate::backend::{Role, Wgpu, WgpuSegment};
+use crate::units::{Bytes, MIB, align_up};
+
+/// Writes are cut into pieces of so many bytes, so that few chunks serve large ones.
+const PIECE: Bytes = 16 * MIB;
+
+impl Shared {
+    pub(super) fn encoder(&self, label: &str) -> CommandEncoder {
+        let descriptor = CommandEncoderDescriptor { label: Some(label) };
+        self.core.backend().device().create_command_encoder(&descriptor)
+    }
+
+    /// Copies `bytes` to `to` in submissions of their own.
+    pub(super) fn write(
+        &self,
+        to: &WgpuAllocation,
+        offset: Bytes,
+        bytes: &[u8],
+    ) -> Result<(), UploadError> {
+        to.check_range(offset, bytes.len() as Bytes);
+        if !to.is_settled() {
+            return Err(UploadError::Unordered);
+        }
+        let piece = PIECE.min(self.staging.cap()) as usize;
+        let mut at = to.offset() + offset;
+        for bytes in bytes.chunks(piece) {
+            let mut chunk = self.staging.acquire(&self.core, bytes.len() as Bytes)?;
+            let from = chunk.write(bytes);
+            let len = align_up(bytes.len() as Bytes, wgpu::COPY_BUFFER_ALIGNMENT);
+            let mut encoder = self.encoder("aquifer write");
+            let target = to.segment().buffer();
+            encoder.copy_buffer_to_buffer(chunk.buffer(), from, target, at, Some(len));
+            let progress = Progress::of(&encoder);
+            // The copy must not be submitted while its source is mapped.
+            self.staging.spend(vec![chunk], &progress);
+            self.core.backend().queue().submit([encoder.finish()]);
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Clears all bytes of `allocation` in a submission of its own. It was just handed out outside
+    /// of scopes, so nothing that is recorded can touch it.
+    pub(super) fn clear(&self, allocation: &WgpuAllocation) {
+        if allocation.size() == 0 {
+            return;
+        }
+        let mut encoder = self.encoder("aquifer clear");
+        let (at, len) = (allocation.offset(), allocation.capacity());
+        encoder.clear_buffer(allocation.segment().buffer(), at, Some(len));
+        self.core.backend().queue().submit([encoder.finish()]);
+    }
+
+    /// All bytes of `from`, as they are after everything that was submitted.
+    pub(super) fn read(self: &Arc<Self>, from: &WgpuAllocation) -> Result<Vec<u8>, DownloadError> {
+        let mut encoder = self.encoder("aquifer read");
+        let progress = Progress::of(&encoder);
+        let download = Download::record(self, &mut encoder, from, &progress)?;
+        self.core.backend().queue().submit([encoder.finish()]);
+        download.wait()
+    }
+
+    /// Takes `size` bytes of what may be on its way back, if the cap allows it.
+    fn charge_readback(self: &Arc<Self>, size: Bytes) -> Result<Charge, DownloadError> {
+        let cap = self.options.readback_cap;
+        let fits = |held: Bytes| held.checked_add(size).filter(|&sum| sum <= cap);
+        match self.readback.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(Charge { shared: Arc::clone(self), size }),
+            Err(_) => Err(DownloadError::ReadbackFull { requested: size, cap }),
+        }
+    }
+}
+
+/// The part of the readback cap that one download holds.
+struct Charge {
+    shared: Arc<Shared>,
+    size: Bytes,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.shared.readback.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+/// Bytes on their way back to the CPU.
+///
+/// Recorded by [`Scope::download`](super::Scope::download); readable when that scope was submitted.
+/// It can be read more than once.
+pub struct Download {
+    /// `None` if there is nothing to read. The segment goes before the block.
+    buffer: Option<(Arc<WgpuSegment>, Allocation<Wgpu>)>,
+    size: Bytes,
+    progress: Arc<Progress>,
+    charge: Charge,
+}
+
+impl fmt::Debug for Download {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download")
+            .field("size", &self.size)
+            .field("is_ready", &self.is_ready())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Download {
+    pub(super) fn record(
+        shared: &Arc<Shared>,
+        encoder: &mut CommandEncoder,
+        from: &WgpuAllocation,
+        progress: &Arc<Progress>,
+    ) -> Result<Self, DownloadError> {
+        let (size, padded) = (from.size(), from.padded());
+        let charge = shared.charge_readback(padded)?;
+        let progress = Arc::clone(progress);
+        if size == 0 {
+            return Ok(Self { buffer: None, size, progress, charge });
+        }
+        let pool = shared.pool(Role::Readback).expect("readback buffers have a pool");
+        let block = shared.core.request(padded).pool(pool).tag(shared.staging_tag).allocate()?;
+        let segment = block.view().expect("it has bytes");
+        let source = from.segment().buffer();
+        encoder.copy_buffer_to_buffer(source, from.offset(), segment.buffer(), 0, Some(padded));
+        Ok(Self { buffer: Some((segment, block)), size, progress, charge })
+    }
+
+    /// Bytes that will be read.
+    pub fn size(&self) -> Bytes {
+        self.size
+    }
+
+    /// Whether the work is complete, so that reading waits for nothing. Polls nothing: see
+    /// [`Wgpu::poll`].
+    pub fn is_ready(&self) -> bool {
+        self.progress.is_done()
+    }
+
+    /// Waits for the bytes. On the web nothing can wait: use [`read`](Self::read).
+    ///
+    /// # Errors
+    /// If the scope was not submitted, or the device is gone.
+    pub fn wait(&self) -> Result<Vec<u8>, DownloadError> {
+        let backend = self.charge.shared.core.backend();
+        if !self.progress.is_done() {
+            backend.synchronize()?;
+            self.check_done()?;
+        }
+        let Some((segment, _)) = &self.buffer else { return Ok(Vec::new()) };
+        let (mapped, signal) = self.map(segment);
+        backend.synchronize()?;
+        drop(signal);
+        self.take(segment, &mapped)
+    }
+
+    /// As [`wait`](Self::wait), for programs that must not block. Natively somebody has to poll the
+    /// device meanwhile.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub async fn read(&self) -> Result<Vec<u8>, DownloadError> {
+        if !self.progress.is_done() {
+            self.charge.shared.core.backend().completion().await;
+            self.check_done()?;
+        }
+        let Some((segment, _)) = &self.buffer else { return Ok(Vec::new()) };
+        let (mapped, signal) = self.map(segment);
+        signal.await;
+        self.take(segment, &mapped)
+    }
+
+    /// All that was submitted is complete; whether that was this.
+    fn check_done(&self) -> Result<(), DownloadError> {
+        self.charge.shared.core.backend().check()?;
+        if self.progress.is_done() { Ok(()) } else { Err(DownloadError::Unsubmitted) }
+    }
+
+    /// Asks for the buffer to be mapped: whether it was, and when that is known.
+    fn map(&self, segment: &WgpuSegment) -> (Arc<AtomicBool>, Signal) {
+        let (mapped, signal) = (Arc::new(AtomicBool::new(false)), Signal::default());
+        let (tell, done) = (Arc::clone(&mapped), signal.clone());
+        segment.buffer().map_async(MapMode::Read, .., move |outcome| {
+            tell.store(outcome.is_ok(), Ordering::Release);
+            done.set();
+        });
+        (mapped, signal)
+    }
+
+    fn take(&self, segment: &WgpuSegment, mapped: &AtomicBool) -> Result<Vec<u8>, DownloadError> {
+        if !mapped.load(Ordering::Acquire) {
+            self.charge.shared.core.backend().check()?;
+            return Err(DownloadError::Unsubmitted);
+        }
+        let view = segment.buffer().get_mapped_range(..align_up(self.size, 4));
+        let view = view.expect("the buffer is mapped, and has that many bytes");
+        let bytes = view[..self.size as usize].to_vec();
+        drop(view);
+        segment.buffer().unmap();
+        Ok(bytes)
+    }
+}
+
+/// Bytes as values. `bytes` has a whole number of them.
+pub(super) fn to_values<T: Pod>(bytes: &[u8]) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(bytes)
+}
