@@ -224,7 +224,7 @@ impl Shared {
     fn relieve(&self) -> bool {
         self.core.backend().poll();
         let swept = self.lanes.sweep(&self.core);
-        self.staging.trim();
+        self.staging.trim(&self.core);
         let scrubbed = self.scrub();
         swept || scrubbed
     }
@@ -412,12 +412,13 @@ impl WgpuAllocator {
     /// Gives every byte back that can be given back, and says how many that were; then waits until
     /// the driver has them. What open scopes may use stays.
     pub fn empty_cache(&self) -> Bytes {
+        // Scrubbing submits more work; what it clears is free at once, and goes when that is done.
+        // A lost device has nothing to wait for, and gives its buffers up as ever.
+        let _ = self.synchronize();
         self.shared.relieve();
         let returned = self.shared.core.empty_cache();
-        // A buffer goes when the work on it is complete and the device was polled after that.
-        if self.shared.core.backend().synchronize().is_ok() {
-            self.shared.core.backend().poll();
-        }
+        let _ = self.synchronize();
+        self.shared.core.backend().poll();
         returned
     }
 

@@ -215,7 +215,10 @@ impl Staging {
     }
 
     /// Lets go of all chunks that nobody uses; what they held is in the pool, for the next trim.
-    pub(super) fn trim(&self) {
+    pub(super) fn trim(&self, core: &Allocator<Wgpu>) {
+        self.state().collect();
+        // What was just asked for is mapped by the next poll, if the device is done with it.
+        core.backend().poll();
         let mut state = self.state();
         state.collect();
         let ready = std::mem::take(&mut state.ready);
