@@ -10,7 +10,7 @@ use crate::allocator::pools::PrivatePool;
 use crate::allocator::streams::Stream;
 use crate::backend::{Backend, Lost};
 use crate::core::arena::{Grant, Place};
-use crate::id::{AllocationId, ArenaId, OwnerId, SegmentId, Tag};
+use crate::id::{AllocationId, OwnerId, SegmentId, Tag};
 use crate::report::format_bytes;
 use crate::report::oom::OomReport;
 use crate::units::Bytes;
@@ -221,7 +221,7 @@ impl<B: Backend> Allocation<B> {
     #[cfg(feature = "wgpu")]
     pub(crate) fn record_use(&self, stream: u32) {
         if self.grant.id != AllocationId::EMPTY {
-            let live = self.cell.lock().record_stream(self.grant.id, ArenaId(stream));
+            let live = self.cell.lock().record_stream(self.grant.id, crate::id::ArenaId(stream));
             live.expect("a live allocation has a live id");
         }
     }

@@ -13,6 +13,7 @@ pub(crate) const LAYERS: &[&str] = &[
     "backend",
     "allocator",
     "vec",
+    "surface",
     "trace",
     "plan",
     "ffi",

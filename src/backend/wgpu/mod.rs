@@ -9,7 +9,7 @@
 //! ```
 //!
 //! wgpu has one queue and orders what is submitted to it, so whatever was submitted comes before
-//! all that is submitted later: streams need no events, and every event is complete when it is made.
+//! all that is submitted later: streams need no events, and every event is complete as it is made.
 //! What is *not* submitted yet is another matter: the recordings of the surface
 //! ([`surface::wgpu`](crate::surface)) and of the core see to that.
 //!

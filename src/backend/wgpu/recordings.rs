@@ -5,8 +5,8 @@
 //!          32 bit │ 32 bit    else: see the list
 //! ```
 //!
-//! I: the word is that of the list, under the list's lock. A free reads the word alone: one load, no
-//! lock, while at most its own stream records.
+//! I: the word is that of the list, under the list's lock. A free reads the word alone: one load,
+//! no lock, while at most its own stream records.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

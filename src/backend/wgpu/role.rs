@@ -1,7 +1,7 @@
 //! What a buffer is for: the roles, their usages, and the kinds of memory that the core sees.
 //!
-//! wgpu looks at whole buffers when it checks what may be done together, and mapping one range locks
-//! all of it. So blocks share a buffer only where that is harmless:
+//! wgpu looks at whole buffers when it checks what may be done together, and mapping one range
+//! locks all of it. So blocks share a buffer only where that is harmless:
 //!
 //! | role               | a block is          | usages                                      |
 //! |--------------------|---------------------|---------------------------------------------|

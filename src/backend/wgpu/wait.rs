@@ -1,9 +1,10 @@
 //! Everything that may block, or that differs between native programs and the web.
 //!
-//! On the web nothing may block, polling does nothing, and the scope of an error is known only after
-//! the browser has run: [`caught`] answers "no error" there (it comes later, through the device's
-//! handler of uncaptured errors), and completion is known from callbacks alone, which
-//! [`completion`] turns into a future. The same future works natively, if somebody polls the device.
+//! On the web nothing may block, polling does nothing, and what an error scope caught is known only
+//! after the browser has run: [`caught`] answers "no error" there (it comes later, through the
+//! device's handler of uncaptured errors), and completion is known from callbacks alone, which
+//! [`completion`] turns into a future. The same future works natively, if somebody polls the
+//! device. This is the one file that was written for the web; it was never compiled for it.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -58,7 +58,7 @@ impl Uses {
 /// Device memory in a user's hands, as a range of a buffer; dropping it frees it.
 ///
 /// The bytes are what an earlier owner left there: memory that is handed out again is not cleared.
-/// Ask for [zeroed](super::WgpuRequest::zeroed) memory, or have everything
+/// Ask for [zeroed](super::WgpuAllocator::allocate_zeroed) memory, or have everything
 /// [scrubbed](super::WgpuOptions::scrub_on_free), where that matters.
 ///
 /// It may be dropped while encoders that use it are still being recorded, if they were begun with

@@ -369,8 +369,8 @@ impl WgpuAllocator {
         Ok(allocation)
     }
 
-    /// As [`allocate`](Self::allocate), in a buffer that holds none of `inputs`: then a dispatch may
-    /// bind them as `read` and this as `read_write`. Falls back to a buffer of its own.
+    /// As [`allocate`](Self::allocate), in a buffer that holds none of `inputs`: then a dispatch
+    /// may bind them as `read` and this as `read_write`. Falls back to a buffer of its own.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
@@ -383,8 +383,8 @@ impl WgpuAllocator {
         self.request(size).avoiding(inputs).allocate()
     }
 
-    /// Copies `bytes` to `to`, from `offset` bytes on, in a submission of its own: before everything
-    /// that is recorded and not submitted.
+    /// Copies `bytes` to `to`, from `offset` bytes on, in a submission of its own: before
+    /// everything that is recorded and not submitted.
     ///
     /// # Errors
     /// [`UploadError::Unordered`] if some of that may use the same bytes: nothing was written then.

@@ -1,10 +1,10 @@
 //! A recording scope: one encoder from its beginning to its submission.
 //!
 //! ```text
-//!   begin(&mut encoder) ─▶ Scope ─ allocate, bind, upload, download, drop ─▶ submit(encoder)
-//!                            │                                                │ or finish(encoder),
-//!                            │ a block that is freed here is free at once     │ and the program
-//!                            ▼ for what is recorded here later                ▼ submits
+//!   begin(&mut encoder) ─▶ Scope ─ allocate, bind, upload, download, drop ─▶ submit(encoder),
+//!                            │                                              or finish(encoder),
+//!                            │ a block that is freed here is free at once   and the program
+//!                            ▼ for what is recorded here later              submits
 //! ```
 //!
 //! The encoder is a stream: what is recorded in it happens in that order, whenever it is submitted.
@@ -25,7 +25,8 @@ use super::{Reuse, Shared};
 use crate::allocator::AllocError;
 use crate::units::{Bytes, align_up};
 
-/// An encoder that is being recorded. Made by [`WgpuAllocator::begin`](super::WgpuAllocator::begin).
+/// An encoder that is being recorded; made by
+/// [`WgpuAllocator::begin`](super::WgpuAllocator::begin).
 ///
 /// Ends with [`submit`](Self::submit), or with [`finish`](Self::finish) if the program submits.
 /// Dropped otherwise, it is taken for what its encoder turns out to be: the memory that it used
