@@ -8,7 +8,8 @@
 //!
 //! Uploads go through copies in the encoder, never through `queue.write_buffer`: that would
 //! overtake what is recorded and not submitted, makes a hidden buffer for every call, and loses the
-//! device when there is no memory for it. A chunk is mapped whole, so it belongs to one scope at a time.
+//! device when there is no memory for it. A chunk is mapped whole, so it belongs to one scope at a
+//! time.
 //!
 //! - S1: `held` = Σ size of all chunks, wherever they are; `held ≤ cap`.
 //! - S2: a chunk that a scope holds is mapped; one whose scope has ended is not.
