@@ -1,0 +1,63 @@
+//! What needs two threads at one moment, or a device that is nearly full: each case as small as it
+//! can be shown.
+
+#[path = "support/hooked.rs"]
+mod hooked;
+mod support;
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use aquifer::backend::SimOptions;
+use aquifer::{Allocator, Config};
+use hooked::Hooked;
+use support::MIB;
+
+fn asynchronous(capacity: u64) -> SimOptions {
+    SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
+}
+
+/// Runs `work` on a thread of its own, which is left behind if it does not end.
+#[track_caller]
+fn ends(what: &str, work: impl FnOnce() + Send + 'static) {
+    let (send, receive) = channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        // Nobody listens any more if it took too long.
+        let _ = send.send(());
+    });
+    let outcome = receive.recv_timeout(Duration::from_secs(20));
+    assert!(outcome != Err(RecvTimeoutError::Timeout), "{what} does not end");
+    thread.join().expect("no assertion failed");
+}
+
+#[test]
+fn a_free_amid_a_poll_is_marked_before_old_entries_meet_it() {
+    ends("empty_cache", || {
+        let device = Hooked::new(asynchronous(256 * MIB));
+        let allocator = Allocator::new(device.clone(), Config::default());
+        let (first, second) = (allocator.stream(1), allocator.stream(2));
+        let held = allocator.allocate(20 * MIB).expect("room");
+        let address = held.address();
+        allocator.record_stream(&held, &first);
+        device.sim.submit(1);
+        drop(held);
+        let again = allocator.allocate(20 * MIB).expect("room");
+        assert_eq!(again.address(), address, "through a wait on the device");
+        allocator.record_stream(&again, &second);
+        device.sim.submit(2);
+        device.sim.complete(1);
+        // Another thread frees the block while the event of stream 1 is asked about.
+        let mut held = vec![again];
+        device.set(move |call| {
+            if call == "query" {
+                held.clear();
+            }
+            true
+        });
+        allocator.maintain(Duration::ZERO);
+        device.clear();
+        allocator.empty_cache();
+        assert_eq!(allocator.memory_active(), 0);
+    });
+}
