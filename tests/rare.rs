@@ -11,7 +11,7 @@ use std::time::Duration;
 use aquifer::backend::SimOptions;
 use aquifer::{Allocator, Config};
 use hooked::Hooked;
-use support::MIB;
+use support::{MIB, assert_emptied, expandable, sim, virtual_sim};
 
 fn asynchronous(capacity: u64) -> SimOptions {
     SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
@@ -60,4 +60,22 @@ fn a_free_amid_a_poll_is_marked_before_old_entries_meet_it() {
         allocator.empty_cache();
         assert_eq!(allocator.memory_active(), 0);
     });
+}
+
+/// A request is refused by what it needs alone, not by the segment or page it would have liked.
+#[test]
+fn what_the_liked_segment_has_no_room_for_is_grown_exactly() {
+    let allocator = Allocator::new(sim(8 * MIB), Config::default());
+    let held = allocator.allocate(3 * MIB).expect("a segment of 20 MiB is not needed");
+    assert_eq!(allocator.memory_reserved(), 4 * MIB);
+    drop(held);
+    assert_emptied(&allocator);
+    for size in [3 * MIB, 12 * MIB] {
+        let allocator = Allocator::new(virtual_sim(34 * MIB), expandable());
+        let page = allocator.allocate(20 * MIB).expect("a page");
+        let segment = allocator.allocate(size).expect("another page is not needed");
+        allocator.verify();
+        drop((page, segment));
+        assert_emptied(&allocator);
+    }
 }

@@ -11,10 +11,11 @@
 //!  Aged       give back what has been idle for long
 //!  Missing    give back exactly what is missing, coldest first
 //!  Grow       again
-//!  Exact      a segment of just the size that is needed
 //!  Submitted  wait on the host for streams that still use freed blocks     (record, synchronize)
 //!  All        give everything back
-//!  Grow, Exact, and Others: wait for other threads' growths and releases, then from Grow on
+//!  Grow       again
+//!  Exact      a segment of just the size that is needed
+//!  Others     wait for other threads' growths and releases, then from Grow on
 //! ```
 //!
 //! Callbacks come after the first refused growth: they are for real pressure, not for every miss.
@@ -210,7 +211,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 self.relief(miss, liked).map_or(Climb::Again, Climb::Do)
             }
             Rung::Grow => self.grow(miss, liked),
-            Rung::Exact if self.config.exact_growth && needed < liked => self.grow(miss, needed),
+            Rung::Exact if self.config.exact_growth => self.grow_exactly(miss, liked, needed),
             Rung::Callbacks if miss.callbacks && miss.refused => Climb::Do(Step::Callbacks),
             Rung::Callbacks if !miss.refused => {
                 miss.rung -= 1;
@@ -372,22 +373,46 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             return Climb::Again;
         }
         miss.returns = self.global.returns;
-        let Want { owner, group, .. } = miss.want;
-        let kind = self.global.owners[owner.index()].traits.kind;
-        // Pages have no kind: only a pool of the default one can grow by them. What is too large
-        // for a range gets a segment.
-        let by_pages = kind == 0 && self.range_size(&miss.want).is_some();
-        let rejects = self.config.reject_before_driver;
-        let total = self.device.total.filter(|_| rejects).unwrap_or(Bytes::MAX);
-        let fits = self.global.has_room(size) && self.global.reserved.saturating_add(size) <= total;
-        if !fits && (rejects || !by_pages) {
+        let by_pages = self.grows_by_pages(miss);
+        if !self.fits(size) && (self.config.reject_before_driver || !by_pages) {
             return self.refuse_growth(miss);
         }
         if by_pages {
             return self.grow_virtual(miss).map_or_else(|| self.refuse_growth(miss), Climb::Do);
         }
+        self.grow_segment(miss, size)
+    }
+
+    /// After all else: a segment of just the size that is needed, where more was refused.
+    fn grow_exactly(&mut self, miss: &mut Miss, liked: Bytes, needed: Bytes) -> Climb<M, E> {
+        miss.rung += 1;
+        // Pages are as large as the segments that the policy likes.
+        if needed >= liked && !self.grows_by_pages(miss) {
+            return Climb::Again;
+        }
+        miss.returns = self.global.returns;
+        if self.fits(needed) { self.grow_segment(miss, needed) } else { self.refuse_growth(miss) }
+    }
+
+    fn grow_segment(&mut self, miss: &Miss, size: Bytes) -> Climb<M, E> {
+        let Want { owner, group, .. } = miss.want;
+        let kind = self.global.owners[owner.index()].traits.kind;
         self.global.charge(size);
         Climb::Do(Step::Grow(Growth { arena: miss.arena, owner, group, size, kind }))
+    }
+
+    /// Whether a request grows by pages. They have no kind: only a pool of the default one can.
+    /// What is too large for a range gets a segment.
+    fn grows_by_pages(&self, miss: &Miss) -> bool {
+        let kind = self.global.owners[miss.want.owner.index()].traits.kind;
+        kind == 0 && self.range_size(&miss.want).is_some()
+    }
+
+    /// Whether `size` more bytes are within the limit, and on the device if that is not asked.
+    fn fits(&self, size: Bytes) -> bool {
+        let rejects = self.config.reject_before_driver;
+        let total = self.device.total.filter(|_| rejects).unwrap_or(Bytes::MAX);
+        self.global.has_room(size) && self.global.reserved.saturating_add(size) <= total
     }
 
     /// The limit leaves no room, or the addresses do.
