@@ -5,16 +5,27 @@
 mod hooked;
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use aquifer::backend::SimOptions;
+use aquifer::backend::{Sim, SimOptions};
 use aquifer::{Allocator, Config};
 use hooked::Hooked;
-use support::{MIB, assert_emptied, expandable, sim, virtual_sim};
+use support::{Device, MIB, assert_emptied, expandable, sim, virtual_sim};
 
 fn asynchronous(capacity: u64) -> SimOptions {
     SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
+}
+
+impl Device for Hooked {
+    fn used(&self) -> u64 {
+        self.sim.used_bytes()
+    }
+
+    fn sim(&self) -> Option<&Sim> {
+        Some(&self.sim)
+    }
 }
 
 /// Runs `work` on a thread of its own, which is left behind if it does not end.
@@ -78,4 +89,23 @@ fn what_the_liked_segment_has_no_room_for_is_grown_exactly() {
         drop((page, segment));
         assert_emptied(&allocator);
     }
+}
+
+/// Each of them is woken by the end of the others' growths.
+#[test]
+fn requests_that_all_fail_do_not_wake_each_other_for_ever() {
+    ends("a request", || {
+        let device = Hooked::new(SimOptions { capacity: 64 * MIB, ..SimOptions::default() });
+        let allocator = Allocator::new(device.clone(), Config::default());
+        let held = allocator.allocate(60 * MIB).expect("room");
+        device.delay_us.store(1000, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| assert!(allocator.allocate(30 * MIB).is_err()));
+            }
+        });
+        allocator.verify();
+        drop(held);
+        assert_emptied(&allocator);
+    });
 }

@@ -23,8 +23,9 @@
 //! a block that fits is free on any stream. With the torch preset Order, Missing and Exact are off.
 
 use crate::core::arena::{Grant, Want};
-use crate::core::harvest::{Event, Harvest};
+use crate::core::harvest::Event;
 use crate::core::lifetime::Mark;
+use crate::core::miss::Miss;
 use crate::core::state::{World, segment_sizes};
 use crate::core::step::{Failure, Growth, Step};
 use crate::core::trim::Trim;
@@ -69,82 +70,11 @@ const LADDER: [Rung; 15] = [
 /// Where on the ladder `Others` goes back to.
 const FIRST_GROW: usize = 3;
 
-/// A request on its way up the ladder.
-#[derive(Debug)]
-pub(crate) struct Miss {
-    pub(crate) want: Want,
-    pub(crate) arena: ArenaId,
-    rung: usize,
-    started: bool,
-    harvest: Harvest,
-    /// Events are to be harvested before the first search.
-    harvest_first: bool,
-    /// The program has callbacks that were not asked yet.
-    callbacks: bool,
-    /// Growing was refused, and nothing has come free since.
-    refused: bool,
-    /// How often memory had come back when growing was tried last, and by this request since.
-    returns: u64,
-    /// What the device said was free when it refused.
-    device_free: Option<Bytes>,
-    trim: Option<Trim>,
-}
-
 /// What a rung brought.
 enum Climb<M, E> {
     Do(Step<M, E>),
     Again,
     Next,
-}
-
-impl Miss {
-    pub(crate) fn new(arena: ArenaId, want: Want, harvest: bool, callbacks: bool) -> Self {
-        Self {
-            want,
-            arena,
-            rung: 0,
-            started: false,
-            harvest: Harvest::default(),
-            harvest_first: harvest,
-            callbacks,
-            refused: false,
-            returns: 0,
-            device_free: None,
-            trim: None,
-        }
-    }
-
-    /// The device, which says so much is free, or the limit refused to grow.
-    pub(crate) fn refuse(&mut self, device_free: Option<Bytes>) {
-        self.refused = true;
-        self.device_free = device_free;
-    }
-
-    /// A callback gave memory back, or none did; `left`: there are more to ask.
-    pub(crate) fn called_back(&mut self, freed: bool, left: bool) {
-        self.callbacks = left;
-        self.refused &= !freed;
-    }
-
-    /// This request itself made memory come back: nothing new for it.
-    pub(crate) fn own_return(&mut self) {
-        self.returns += 1;
-    }
-
-    /// The present rung is tried once more.
-    pub(crate) fn stay(&mut self) {
-        self.rung -= 1;
-    }
-
-    /// The present rung is done with.
-    pub(crate) fn leave(&mut self) {
-        self.rung += 1;
-    }
-
-    /// Memory came free: growing may work now.
-    pub(crate) fn relieve(&mut self) {
-        self.refused = false;
-    }
 }
 
 impl<M: Clone, E: Clone> World<'_, M, E> {
@@ -229,19 +159,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             }
             Rung::Submitted => self.await_submitted(miss),
             Rung::All => self.trim_all(miss),
-            Rung::Others if self.global.in_flight > 0 => {
-                miss.rung = FIRST_GROW;
-                miss.trim = None;
-                miss.relieve();
-                Climb::Do(Step::Await)
-            }
-            Rung::Others if self.global.returns != miss.returns => {
-                miss.rung = FIRST_GROW;
-                miss.trim = None;
-                miss.relieve();
-                Climb::Again
-            }
-            Rung::Exact | Rung::Callbacks | Rung::Others => Climb::Next,
+            Rung::Others => self.others(miss),
+            Rung::Exact | Rung::Callbacks => Climb::Next,
         }
     }
 
@@ -372,7 +291,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         if miss.refused {
             return Climb::Again;
         }
-        miss.returns = self.global.returns;
+        (miss.returns, miss.refusals) = (self.global.returns, self.global.refusals);
         let by_pages = self.grows_by_pages(miss);
         if !self.fits(size) && (self.config.reject_before_driver || !by_pages) {
             return self.refuse_growth(miss);
@@ -390,7 +309,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         if needed >= liked && !self.grows_by_pages(miss) {
             return Climb::Again;
         }
-        miss.returns = self.global.returns;
+        (miss.returns, miss.refusals) = (self.global.returns, self.global.refusals);
         if self.fits(needed) { self.grow_segment(miss, needed) } else { self.refuse_growth(miss) }
     }
 
@@ -417,12 +336,29 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// The limit leaves no room, or the addresses do.
     fn refuse_growth(&mut self, miss: &mut Miss) -> Climb<M, E> {
-        miss.refuse(None);
+        miss.limit();
         if self.config.reject_before_driver {
             self.global.counts.oom_rejections += 1;
             return Climb::Do(Step::Fail(Failure::Rejected));
         }
         Climb::Again
+    }
+
+    /// Waits for other threads' growths and releases, or starts over when there were some.
+    fn others(&mut self, miss: &mut Miss) -> Climb<M, E> {
+        let global = &self.global;
+        let returned = global.in_flight > global.growing || global.returns != miss.returns;
+        let refused = global.growing > 0 || global.refusals != miss.refusals;
+        if !returned && !miss.limited {
+            if !refused || miss.patience == 0 {
+                return Climb::Next;
+            }
+            miss.patience -= 1;
+        } else if !returned && !refused {
+            return Climb::Next;
+        }
+        miss.start_over(FIRST_GROW);
+        if self.global.in_flight > 0 { Climb::Do(Step::Await) } else { Climb::Again }
     }
 
     /// Private pools that help out serve the request from what they have, on whatever stream.
