@@ -10,7 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use aquifer::backend::{Sim, SimOptions};
-use aquifer::{Allocator, Config};
+use aquifer::{Allocator, Config, PoolOptions};
 use hooked::Hooked;
 use support::{Device, MIB, assert_emptied, expandable, sim, virtual_sim};
 
@@ -108,4 +108,24 @@ fn requests_that_all_fail_do_not_wake_each_other_for_ever() {
         drop(held);
         assert_emptied(&allocator);
     });
+}
+
+#[test]
+fn a_pool_that_helps_out_is_searched_after_its_blocks_were_waited_for() {
+    for device_wait in [false, true] {
+        let options = SimOptions { device_wait, ..asynchronous(20 * MIB) };
+        let allocator = Allocator::new(Sim::new(options), Config::default());
+        let options = PoolOptions { use_on_oom: true, ..PoolOptions::default() };
+        let pool = allocator.create_pool(options);
+        let (home, user) = (allocator.stream(1), allocator.stream(2));
+        let route = pool.route_thread();
+        let kept = allocator.allocate_on(&home, 8 * MIB).expect("room");
+        let freed = allocator.allocate_on(&home, 12 * MIB).expect("room");
+        drop(route);
+        allocator.record_stream(&freed, &user);
+        drop(freed);
+        let helped = allocator.allocate(12 * MIB).expect("12 MiB are free in the pool");
+        drop((kept, helped));
+        assert_emptied(&allocator);
+    }
 }

@@ -12,9 +12,11 @@
 //!  Missing    give back exactly what is missing, coldest first
 //!  Grow       again
 //!  Submitted  wait on the host for streams that still use freed blocks     (record, synchronize)
+//!  Spare      again
 //!  All        give everything back
 //!  Grow       again
 //!  Exact      a segment of just the size that is needed
+//!  Spare      again
 //!  Others     wait for other threads' growths and releases, then from Grow on
 //! ```
 //!
@@ -49,7 +51,7 @@ enum Rung {
     Others,
 }
 
-const LADDER: [Rung; 15] = [
+const LADDER: [Rung; 17] = [
     Rung::Events,
     Rung::Order,
     Rung::Relief,
@@ -61,9 +63,11 @@ const LADDER: [Rung; 15] = [
     Rung::Missing,
     Rung::Grow,
     Rung::Submitted,
+    Rung::Spare,
     Rung::All,
     Rung::Grow,
     Rung::Exact,
+    Rung::Spare,
     Rung::Others,
 ];
 
@@ -363,14 +367,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// Private pools that help out serve the request from what they have, on whatever stream.
     fn spare(&mut self, miss: &mut Miss) -> Climb<M, E> {
-        let helpers = 1..self.global.owners.len();
-        for owner in helpers.map(OwnerId::from_index) {
-            let helps = &self.global.owners[owner.index()];
-            let helps = helps.use_on_oom && !helps.traits.released && !helps.traits.captured;
-            if !helps || miss.want.owner != OwnerId::DEFAULT {
-                continue;
-            }
-            let want = Want { owner, ..miss.want };
+        for want in self.helpers(&miss.want) {
             if let Some((arena, grant)) = self.search(miss.arena, &want, true) {
                 return Climb::Do(Step::Done(arena, grant));
             }
@@ -382,21 +379,36 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         Climb::Again
     }
 
+    /// What is asked of the private pools that help out.
+    fn helpers(&self, want: &Want) -> Vec<Want> {
+        let owners = self.global.owners.iter().enumerate().skip(1);
+        let helpers = owners.filter(|(_, owner)| {
+            let helps = owner.use_on_oom && !owner.traits.released && !owner.traits.captured;
+            helps && want.owner == OwnerId::DEFAULT
+        });
+        helpers.map(|(index, _)| Want { owner: OwnerId::from_index(index), ..*want }).collect()
+    }
+
     /// Waits on the host for one event that stands between the request and memory.
     fn await_submitted(&mut self, miss: &mut Miss) -> Climb<M, E> {
         if let Some(step) = self.await_pending() {
             return Climb::Do(step);
         }
-        let foreign = self.foreign_fit(miss.arena, &miss.want, true);
-        let mark = foreign.map(|(home, block)| self.last_use(home, block));
-        match mark.map(|Mark { stream, tick }| (stream, self.event_for(stream, tick))) {
-            Some((stream, Event::Recorded(recorded))) => Climb::Do(Step::Wait { stream, recorded }),
-            Some((stream, Event::ToRecord(tick))) => Climb::Do(Step::Record { stream, tick }),
-            Some((_, Event::None)) | None => {
-                miss.rung += 1;
-                Climb::Again
+        let mut wants = self.helpers(&miss.want);
+        wants.insert(0, miss.want);
+        for want in wants {
+            let foreign = self.foreign_fit(miss.arena, &want, true);
+            let mark = foreign.map(|(home, block)| self.last_use(home, block));
+            let unordered = mark.filter(|mark| !self.is_ordered(miss.arena, mark));
+            let Some(Mark { stream, tick }) = unordered else { continue };
+            match self.event_for(stream, tick) {
+                Event::Recorded(recorded) => return Climb::Do(Step::Wait { stream, recorded }),
+                Event::ToRecord(tick) => return Climb::Do(Step::Record { stream, tick }),
+                Event::None => {}
             }
         }
+        miss.rung += 1;
+        Climb::Again
     }
 
     fn trim_all(&mut self, miss: &mut Miss) -> Climb<M, E> {
