@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use aquifer::backend::{Sim, SimOptions};
+use aquifer::backend::{MemoryKind, Sim, SimOptions};
 use aquifer::{Allocator, Config, PoolOptions};
 use hooked::Hooked;
-use support::{Device, MIB, assert_emptied, expandable, sim, virtual_sim};
+use support::{Device, MIB, assert_emptied, configured, expandable, sim, virtual_sim};
 
 fn asynchronous(capacity: u64) -> SimOptions {
     SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
@@ -128,4 +128,15 @@ fn a_pool_that_helps_out_is_searched_after_its_blocks_were_waited_for() {
         drop((kept, helped));
         assert_emptied(&allocator);
     }
+}
+
+#[test]
+fn a_pool_of_another_kind_does_not_help_out() {
+    let config = configured(|config| config.trim_private_pools = false);
+    let allocator = Allocator::new(sim(20 * MIB), config);
+    let options = PoolOptions { use_on_oom: true, kind: MemoryKind(3), ..PoolOptions::default() };
+    let pool = allocator.create_pool(options);
+    pool.prime(&allocator.default_stream(), 20 * MIB).expect("room");
+    let helped = allocator.allocate(12 * MIB);
+    assert!(helped.is_err(), "memory of kind 3 serves a request for the default kind");
 }

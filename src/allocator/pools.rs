@@ -24,7 +24,8 @@ use crate::units::Bytes;
 /// What is special about a private pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolOptions {
-    /// Its free blocks serve everyone's requests before those fail.
+    /// Its free blocks serve everyone's requests before those fail, if its memory is of the default
+    /// kind.
     pub use_on_oom: bool,
     /// Every allocation gets a segment of its own.
     pub no_split: bool,

@@ -379,12 +379,13 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         Climb::Again
     }
 
-    /// What is asked of the private pools that help out.
+    /// What is asked of the private pools that help out: those of the same sort of memory.
     fn helpers(&self, want: &Want) -> Vec<Want> {
+        let kind = self.global.owners[want.owner.index()].traits.kind;
         let owners = self.global.owners.iter().enumerate().skip(1);
         let helpers = owners.filter(|(_, owner)| {
             let helps = owner.use_on_oom && !owner.traits.released && !owner.traits.captured;
-            helps && want.owner == OwnerId::DEFAULT
+            helps && want.owner == OwnerId::DEFAULT && owner.traits.kind == kind
         });
         helpers.map(|(index, _)| Want { owner: OwnerId::from_index(index), ..*want }).collect()
     }
