@@ -12,7 +12,7 @@ use std::time::Duration;
 use aquifer::backend::{MemoryKind, Sim, SimOptions};
 use aquifer::{Allocator, Config, PoolOptions};
 use hooked::Hooked;
-use support::{Device, MIB, assert_emptied, configured, expandable, sim, virtual_sim};
+use support::{Device, MIB, assert_emptied, configured, expandable, harvest, sim, virtual_sim};
 
 fn asynchronous(capacity: u64) -> SimOptions {
     SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
@@ -139,4 +139,24 @@ fn a_pool_of_another_kind_does_not_help_out() {
     pool.prime(&allocator.default_stream(), 20 * MIB).expect("room");
     let helped = allocator.allocate(12 * MIB);
     assert!(helped.is_err(), "memory of kind 3 serves a request for the default kind");
+}
+
+#[test]
+fn pages_of_a_released_pool_go_back_before_another_growth() {
+    let options = SimOptions { virtual_memory: true, ..asynchronous(256 * MIB) };
+    let sim = Sim::new(options);
+    let allocator = Allocator::new(sim.clone(), expandable());
+    let pool = allocator.create_pool(PoolOptions::default());
+    let route = pool.route_thread();
+    let held = allocator.allocate(20 * MIB).expect("room");
+    allocator.record_stream(&held, &allocator.stream(1));
+    drop((route, pool, held));
+    // An event is recorded, and completes; the miss is the first to see that.
+    harvest(&allocator);
+    sim.complete(1);
+    let other = allocator.allocate(30 * MIB).expect("room");
+    assert_eq!(allocator.memory_active(), other.capacity());
+    assert_eq!(allocator.memory_reserved(), 40 * MIB, "the pages of the pool are still there");
+    drop(other);
+    assert_emptied(&allocator);
 }

@@ -137,8 +137,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             Rung::Events => self.harvest_step(&mut miss.harvest).map_or(Climb::Next, Climb::Do),
             Rung::Order => self.order(miss.arena, &miss.want, miss.refused),
             Rung::Relief => {
-                if std::mem::take(&mut self.global.purge) {
+                if self.global.purge {
+                    // One step at a time; the mark stays until nothing is left to give back.
                     let step = self.trim_step(&mut Trim::released());
+                    self.global.purge = step.is_some();
                     return step.map_or(Climb::Again, Climb::Do);
                 }
                 miss.rung += 1;
