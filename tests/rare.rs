@@ -160,3 +160,18 @@ fn pages_of_a_released_pool_go_back_before_another_growth() {
     drop(other);
     assert_emptied(&allocator);
 }
+
+/// As `a_stream_handle_keeps_no_memory` of the contract, for a block that another stream used.
+#[test]
+fn a_stream_handle_keeps_no_memory_that_was_recorded() {
+    let sim = Sim::new(asynchronous(256 * MIB));
+    let allocator = Allocator::new(sim.clone(), Config::default());
+    let (home, user) = (allocator.stream(1), allocator.stream(2));
+    let held = allocator.allocate_on(&home, 3 * MIB).expect("room");
+    allocator.record_stream(&held, &user);
+    drop(allocator);
+    drop(held);
+    let used = sim.used_bytes();
+    drop(home);
+    assert_eq!(used, 0, "a handle of a stream kept memory");
+}
