@@ -175,3 +175,17 @@ fn a_stream_handle_keeps_no_memory_that_was_recorded() {
     drop(home);
     assert_eq!(used, 0, "a handle of a stream kept memory");
 }
+
+#[test]
+fn under_a_limit_no_more_goes_back_than_is_missing() {
+    let config = configured(|config| {
+        config.headroom = None;
+        config.memory_limit = Some(100 * MIB);
+    });
+    let allocator = Allocator::new(sim(256 * MIB), config);
+    let held = [46, 20, 28].map(|size| allocator.allocate(size * MIB).expect("room"));
+    drop(held);
+    let large = allocator.allocate(50 * MIB).expect("room");
+    assert_eq!(allocator.memory_reserved(), 98 * MIB, "the oldest segment was enough");
+    drop(large);
+}

@@ -160,8 +160,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             }
             Rung::Missing => {
                 miss.rung += 1;
-                let device_free = miss.device_free;
-                self.release_missing(miss, liked, device_free).map_or(Climb::Again, Climb::Do)
+                self.release_missing(miss, liked).map_or(Climb::Again, Climb::Do)
             }
             Rung::Submitted => self.await_submitted(miss),
             Rung::All => self.trim_all(miss),
