@@ -189,3 +189,18 @@ fn under_a_limit_no_more_goes_back_than_is_missing() {
     assert_eq!(allocator.memory_reserved(), 98 * MIB, "the oldest segment was enough");
     drop(large);
 }
+
+#[test]
+fn headroom_may_be_without_bound() {
+    let unbounded: [fn(&mut Config); 2] = [
+        |config| config.headroom = Some(f64::MAX),
+        |config| config.headroom_learned_max = f64::MAX,
+    ];
+    for (change, reserved) in unbounded.into_iter().zip([110 * MIB, 60 * MIB]) {
+        let allocator = Allocator::new(sim(256 * MIB), configured(change));
+        drop(allocator.allocate(50 * MIB).expect("room"));
+        let held = allocator.allocate(60 * MIB).expect("room");
+        assert_eq!(allocator.memory_reserved(), reserved);
+        drop(held);
+    }
+}
