@@ -204,3 +204,17 @@ fn headroom_may_be_without_bound() {
         drop(held);
     }
 }
+
+#[test]
+fn more_pages_than_one_segment_could_hold_go_back() {
+    const TIB: u64 = 1 << 40;
+    let sim = virtual_sim(8 * TIB);
+    let config = configured(|config| {
+        config.expandable_segments = true;
+        config.large_segment = TIB / 32;
+    });
+    let allocator = Allocator::new(sim.clone(), config);
+    let held = [0, 1].map(|_| allocator.allocate(TIB * 3 / 2).expect("room"));
+    drop(held);
+    assert_emptied(&allocator);
+}

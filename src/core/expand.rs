@@ -243,7 +243,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             let block = &self.arenas[hole.arena.index()].blocks[hole.block.index()];
             let done = self.is_completed(&self.point(hole.arena, block.tick));
             let page = self.arenas[hole.arena.index()].segments[block.segment.index()].page;
-            let size = (hole.end - hole.start).min(to_granules(align_down(left, to_bytes(page))));
+            // What is left may exceed what granules of one segment can count.
+            let room = to_granules(align_down(left.min(SEGMENT_MAX), to_bytes(page)));
+            let size = (hole.end - hole.start).min(room);
             if done && size > 0 {
                 taken.push(self.take_pages(Hole { end: hole.start + size, ..hole }));
                 left -= to_bytes(size);
