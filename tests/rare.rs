@@ -218,3 +218,21 @@ fn more_pages_than_one_segment_could_hold_go_back() {
     drop(held);
     assert_emptied(&allocator);
 }
+
+#[test]
+fn nothing_is_rejected_that_can_be_had_below_the_limit() {
+    let config = configured(|config| {
+        config.reject_before_driver = true;
+        config.memory_limit = Some(24 * MIB);
+    });
+    let allocator = Allocator::new(sim(256 * MIB), config);
+    let kept = allocator.allocate(8 * MIB).expect("room");
+    drop(allocator.allocate(8 * MIB).expect("room"));
+    let other = allocator.stream(1);
+    let lent = allocator.allocate_on(&other, 9 * MIB).expect("12 MiB are free on another stream");
+    let exact = allocator.allocate_on(&other, 4 * MIB).expect("4 MiB are left to the limit");
+    assert!(allocator.allocate_on(&other, 4 * MIB).is_err(), "the limit is reached");
+    assert_eq!(allocator.memory_stats().num_oom_rejections, 1);
+    drop((kept, lent, exact));
+    assert_emptied(&allocator);
+}

@@ -109,7 +109,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 return Step::Fail(Failure::Lost);
             }
             if search
-                && let Some((arena, grant)) = self.search(miss.arena, &miss.want, miss.refused)
+                && let Some((arena, grant)) =
+                    self.search(miss.arena, &miss.want, self.is_pressed(miss))
             {
                 return Step::Done(arena, grant);
             }
@@ -135,7 +136,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let (liked, needed) = segment_sizes(&miss.want, self.config, self.device);
         match rung {
             Rung::Events => self.harvest_step(&mut miss.harvest).map_or(Climb::Next, Climb::Do),
-            Rung::Order => self.order(miss.arena, &miss.want, miss.refused),
+            Rung::Order => self.order(miss.arena, &miss.want, self.is_pressed(miss)),
             Rung::Relief => {
                 if self.global.purge {
                     // One step at a time; the mark stays until nothing is left to give back.
@@ -167,6 +168,12 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             Rung::Others => self.others(miss),
             Rung::Exact | Rung::Callbacks => Climb::Next,
         }
+    }
+
+    /// Whether growing was refused, or would be, before anything else is tried.
+    fn is_pressed(&self, miss: &Miss) -> bool {
+        let (liked, _) = segment_sizes(&miss.want, self.config, self.device);
+        miss.refused || (self.config.reject_before_driver && !self.fits(liked))
     }
 
     /// A block that fits and may be used now: own pool, pending blocks, other streams.
@@ -342,11 +349,16 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     /// The limit leaves no room, or the addresses do.
     fn refuse_growth(&mut self, miss: &mut Miss) -> Climb<M, E> {
         miss.limit();
-        if self.config.reject_before_driver {
-            self.global.counts.oom_rejections += 1;
-            return Climb::Do(Step::Fail(Failure::Rejected));
+        if !self.config.reject_before_driver {
+            return Climb::Again;
         }
-        Climb::Again
+        // Refused is what is needed, not what would be liked.
+        let (_, needed) = segment_sizes(&miss.want, self.config, self.device);
+        if self.config.exact_growth && self.fits(needed) {
+            return self.grow_segment(miss, needed);
+        }
+        self.global.counts.oom_rejections += 1;
+        Climb::Do(Step::Fail(Failure::Rejected))
     }
 
     /// Waits for other threads' growths and releases, or starts over when there were some.
