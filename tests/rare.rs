@@ -236,3 +236,17 @@ fn nothing_is_rejected_that_can_be_had_below_the_limit() {
     drop((kept, lent, exact));
     assert_emptied(&allocator);
 }
+
+#[test]
+fn a_device_without_addresses_for_a_range_gives_segments() {
+    let options = SimOptions { virtual_memory: true, ..asynchronous(256 * MIB) };
+    let device = Hooked::new(options);
+    let allocator = Allocator::new(device.clone(), expandable());
+    device.set(|call| call != "reserve");
+    let first = allocator.allocate(3 * MIB).expect("256 MiB are free");
+    device.clear();
+    let second = allocator.allocate(30 * MIB).expect("room");
+    assert_eq!((device.sim.live_segments(), device.sim.live_ranges()), (1, 1));
+    drop((first, second));
+    assert_emptied(&allocator);
+}

@@ -205,8 +205,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     ) {
         self.global.end_growth();
         let Some((memory, base)) = memory else {
-            miss.refuse(None);
-            miss.leave();
+            // A segment needs no range: the same rung tries that.
+            miss.no_range = true;
             return;
         };
         let page = to_granules(self.page_size(growth.group));

@@ -333,10 +333,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     }
 
     /// Whether a request grows by pages. They have no kind: only a pool of the default one can.
-    /// What is too large for a range gets a segment.
+    /// What is too large for a range, or finds none, gets a segment.
     fn grows_by_pages(&self, miss: &Miss) -> bool {
         let kind = self.global.owners[miss.want.owner.index()].traits.kind;
-        kind == 0 && self.range_size(&miss.want).is_some()
+        kind == 0 && !miss.no_range && self.range_size(&miss.want).is_some()
     }
 
     /// Whether `size` more bytes are within the limit, and on the device if that is not asked.

@@ -24,6 +24,8 @@ pub(crate) struct Miss {
     pub(super) callbacks: bool,
     /// Growing was refused, and nothing has come free since.
     pub(super) refused: bool,
+    /// There are no addresses for another range.
+    pub(super) no_range: bool,
     /// The limit refused last, not the device: a growth of others that fails makes room.
     pub(super) limited: bool,
     /// How often memory had come back when growing was tried last, and by this request since.
@@ -48,6 +50,7 @@ impl Miss {
             harvest_first: harvest,
             callbacks,
             refused: false,
+            no_range: false,
             limited: false,
             returns: 0,
             refusals: 0,
@@ -94,11 +97,6 @@ impl Miss {
     /// The present rung is tried once more.
     pub(crate) fn stay(&mut self) {
         self.rung -= 1;
-    }
-
-    /// The present rung is done with.
-    pub(crate) fn leave(&mut self) {
-        self.rung += 1;
     }
 
     /// Memory came free: growing may work now.
