@@ -250,3 +250,25 @@ fn a_device_without_addresses_for_a_range_gives_segments() {
     drop((first, second));
     assert_emptied(&allocator);
 }
+
+#[test]
+fn a_free_on_a_captured_stream_makes_no_call_for_a_released_pool() {
+    let sim = sim(256 * MIB);
+    let allocator = Allocator::new(sim.clone(), Config::default());
+    let stream = allocator.stream(1);
+    let old = allocator.create_pool(PoolOptions::default());
+    let route = old.route_thread();
+    let held = allocator.allocate_on(&stream, 20 * MIB).expect("room");
+    drop((route, old));
+    let pool = allocator.create_pool(PoolOptions::default());
+    pool.prime(&stream, 20 * MIB).expect("room");
+    let capture = allocator.begin_capture(&stream, &pool);
+    let calls = sim.calls();
+    drop(held);
+    drop(allocator.allocate_on(&stream, 20 * MIB).expect("it was primed"));
+    assert_eq!(sim.calls(), calls, "a call amid a capture");
+    drop(capture);
+    assert_eq!(sim.used_bytes(), 20 * MIB, "the old pool goes when the capture has ended");
+    drop(pool);
+    assert_emptied(&allocator);
+}

@@ -70,7 +70,7 @@ impl<B: Backend> Shared<B> {
                 }
             };
             if let Some((arena, grant)) = grant {
-                self.purge();
+                self.purge_for(miss.arena);
                 let cell = self.cell(arena).expect("an arena that granted has its cell");
                 return Ok(Allocation::new(cell, grant, want.requested));
             }

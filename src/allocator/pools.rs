@@ -161,6 +161,8 @@ impl<B: Backend> Drop for CaptureGuard<B> {
             return;
         }
         pool.shared.world(|world| world.end_capture(self.stream, pool.owner));
+        // What was put off while the stream was captured.
+        pool.shared.purge_for(self.stream);
     }
 }
 

@@ -141,6 +141,13 @@ impl<B: Backend> Shared<B> {
         if purge { self.trim(Trim::released()) } else { 0 }
     }
 
+    /// As [`purge`](Self::purge), on behalf of a stream; put off while that is captured.
+    pub(super) fn purge_for(&self, stream: ArenaId) {
+        if !self.lock_global().is_captured(stream) {
+            self.purge();
+        }
+    }
+
     /// Whether an invariant broke: then nothing in here can be trusted, and drops do nothing.
     pub(super) fn is_poisoned(&self) -> bool {
         let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
@@ -273,11 +280,18 @@ impl<B: Backend> Shared<B> {
         if freed.waits {
             self.waits.store(true, Ordering::Relaxed);
         }
+        if !freed.harvest && !freed.purge {
+            return;
+        }
         // While a stream is captured nothing is asked on its behalf, not even about others.
-        if freed.harvest && !self.lock_global().is_captured(stream) {
+        let mut global = self.lock_global();
+        let captured = global.is_captured(stream);
+        global.purge |= freed.purge && captured;
+        drop(global);
+        if freed.harvest && !captured {
             self.harvest();
         }
-        if freed.purge {
+        if freed.purge && !captured {
             self.trim(Trim::released());
         }
     }
