@@ -272,3 +272,32 @@ fn a_free_on_a_captured_stream_makes_no_call_for_a_released_pool() {
     drop(pool);
     assert_emptied(&allocator);
 }
+
+#[test]
+fn a_pool_that_is_dropped_under_a_request_is_not_taken_over_by_the_next() {
+    let device = Hooked::new(asynchronous(256 * MIB));
+    let allocator = Allocator::new(device.clone(), Config::default());
+    let stream = allocator.stream(1);
+    let options = PoolOptions { kind: MemoryKind(3), ..PoolOptions::default() };
+    let old = allocator.create_pool(options);
+    let route = old.route_stream(&stream);
+    // Another thread ends the route and makes a pool of its own while the device is asked.
+    let mut left = Some((route, old, allocator.clone()));
+    let (send, receive) = channel();
+    device.set(move |_| {
+        if let Some((route, old, allocator)) = left.take() {
+            drop((route, old));
+            let _ = send.send(allocator.create_pool(PoolOptions::default()));
+        }
+        true
+    });
+    let held = allocator.allocate_on(&stream, 20 * MIB).expect("room");
+    device.clear();
+    allocator.verify();
+    let new = receive.recv().expect("the device was asked");
+    let snapshot = allocator.memory_snapshot();
+    let of_new = snapshot.segments.iter().any(|segment| segment.pool_id == new.id());
+    assert!(!of_new, "memory of kind 3 in a pool of the default kind");
+    drop(held);
+    assert_eq!(allocator.memory_reserved(), 0, "the old pool is gone");
+}

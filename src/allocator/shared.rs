@@ -49,7 +49,7 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) progress: Condvar,
     pub(super) streams: Streams<B>,
     pub(super) places: Arc<Places<B>>,
-    pub(super) routes: Routes,
+    pub(super) routes: Routes<B>,
     pub(super) callbacks: Callbacks,
     pub(super) tags: Tags,
     limits: Mutex<UserLimits>,
@@ -174,13 +174,35 @@ impl<B: Backend> Shared<B> {
         ask: Ask,
         location: &'static Location<'static>,
     ) -> Result<Allocation<B>, AllocError> {
+        if self.routes.is_active() {
+            return self.allocate_routed(cell, ask, location);
+        }
+        self.allocate_from(OwnerId::DEFAULT, cell, ask, location)
+    }
+
+    #[cold]
+    fn allocate_routed(
+        &self,
+        cell: &Arc<Cell<B>>,
+        ask: Ask,
+        location: &'static Location<'static>,
+    ) -> Result<Allocation<B>, AllocError> {
+        let pool = self.routes.find(cell.id);
+        let owner = pool.as_ref().map_or(OwnerId::DEFAULT, |pool| pool.owner());
+        self.allocate_from(owner, cell, ask, location)
+    }
+
+    #[inline]
+    fn allocate_from(
+        &self,
+        owner: OwnerId,
+        cell: &Arc<Cell<B>>,
+        ask: Ask,
+        location: &'static Location<'static>,
+    ) -> Result<Allocation<B>, AllocError> {
         if ask.size == 0 {
             return Ok(Allocation::empty(Arc::clone(cell)));
         }
-        let owner = match self.routes.is_active() {
-            true => self.routes.find(cell.id),
-            false => OwnerId::DEFAULT,
-        };
         let rounded = classes::round(ask.size.min(REQUEST_MAX), &self.config);
         if rounded > self.device.segment_max || ask.align > GRANULE || ask.align.count_ones() > 1 {
             self.check_extremes(ask, rounded, location)?;
