@@ -376,7 +376,7 @@ impl<'a, B: Backend> Request<'a, B> {
         let shared = &self.allocator.shared;
         let cell = self.stream.map_or(&shared.default_cell, |stream| shared.cell_of(stream));
         let ask = Ask { avoid: &self.avoid, ..self.ask };
-        shared.allocate_cached(cell, ask, self.location.unwrap_or_else(Location::caller))
+        shared.allocate_cached(cell, ask, self.location.unwrap_or(Location::caller()))
     }
 
     /// Allocates.
@@ -391,7 +391,7 @@ impl<'a, B: Backend> Request<'a, B> {
         let shared = &self.allocator.shared;
         let cell = self.stream.map_or(&shared.default_cell, |stream| shared.cell_of(stream));
         let ask = Ask { avoid: &self.avoid, ..self.ask };
-        shared.allocate(cell, ask, self.location.unwrap_or_else(Location::caller))
+        shared.allocate(cell, ask, self.location.unwrap_or(Location::caller()))
     }
 
     /// Allocates without an owner, for foreign callers.

@@ -11,7 +11,7 @@ use crate::allocator::sync::Ordering;
 use crate::backend::{Backend, GrowError, Lost, MemoryKind, VirtualMemory};
 use crate::core::arena::{Grant, Want};
 use crate::core::expand::{MapPlan, UnmapPlan};
-use crate::core::ladder::Miss;
+use crate::core::miss::Miss;
 use crate::core::step::{Growth, Step};
 use crate::id::ArenaId;
 use crate::units::Bytes;
@@ -70,7 +70,7 @@ impl<B: Backend> Shared<B> {
                 }
             };
             if let Some((arena, grant)) = grant {
-                self.purge();
+                self.purge_for(miss.arena);
                 let cell = self.cell(arena).expect("an arena that granted has its cell");
                 return Ok(Allocation::new(cell, grant, want.requested));
             }

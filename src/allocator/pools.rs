@@ -7,7 +7,7 @@
 //! no backend call is made for requests of that stream (they are served from what the pool holds:
 //! prime it), and a pool that a capture went through is never trimmed while it lives.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::thread::ThreadId;
 
 use crate::allocator::Allocator;
@@ -24,7 +24,8 @@ use crate::units::Bytes;
 /// What is special about a private pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolOptions {
-    /// Its free blocks serve everyone's requests before those fail.
+    /// Its free blocks serve everyone's requests before those fail, if its memory is of the default
+    /// kind.
     pub use_on_oom: bool,
     /// Every allocation gets a segment of its own.
     pub no_split: bool,
@@ -77,20 +78,20 @@ enum Of {
     Stream(ArenaId),
 }
 
-#[derive(Debug)]
-struct Route {
+struct Route<B: Backend> {
     of: Of,
-    owner: OwnerId,
+    /// The guard keeps it.
+    pool: Weak<Inner<B>>,
     serial: u64,
 }
 
 /// The routes in force. A hit reads one counter that hardly ever changes.
-pub(super) struct Routes {
+pub(super) struct Routes<B: Backend> {
     active: AtomicUsize,
-    list: Mutex<(Vec<Route>, u64)>,
+    list: Mutex<(Vec<Route<B>>, u64)>,
 }
 
-impl Routes {
+impl<B: Backend> Routes<B> {
     pub(super) fn new() -> Self {
         Self { active: AtomicUsize::new(0), list: Mutex::new((Vec::new(), 0)) }
     }
@@ -100,20 +101,21 @@ impl Routes {
         self.active.load(Ordering::Acquire) != 0
     }
 
-    /// Where a request of the calling thread on `stream` is led.
+    /// The pool that a request of the calling thread on `stream` is led to. Who holds it keeps it
+    /// from being released, and its entry from being taken over, while the request is under way.
     #[cold]
-    pub(super) fn find(&self, stream: ArenaId) -> OwnerId {
+    pub(super) fn find(&self, stream: ArenaId) -> Option<PrivatePool<B>> {
         let here = [Of::Thread(std::thread::current().id()), Of::Stream(stream)];
         let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = list.0.iter().rev().find(|route| here.contains(&route.of));
-        newest.map_or(OwnerId::DEFAULT, |route| route.owner)
+        let newest = list.0.iter().rev().find(|route| here.contains(&route.of))?;
+        newest.pool.upgrade().map(|inner| PrivatePool { inner })
     }
 
-    fn add(&self, of: Of, owner: OwnerId) -> u64 {
+    fn add(&self, of: Of, pool: &PrivatePool<B>) -> u64 {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.1 += 1;
         let serial = list.1;
-        list.0.push(Route { of, owner, serial });
+        list.0.push(Route { of, pool: Arc::downgrade(&pool.inner), serial });
         self.active.store(list.0.len(), Ordering::Release);
         serial
     }
@@ -164,10 +166,16 @@ impl<B: Backend> Drop for CaptureGuard<B> {
             return;
         }
         pool.shared.world(|world| world.end_capture(self.stream, pool.owner));
+        // What was put off while the stream was captured.
+        pool.shared.purge_for(self.stream);
     }
 }
 
 impl<B: Backend> PrivatePool<B> {
+    pub(super) fn owner(&self) -> OwnerId {
+        self.inner.owner
+    }
+
     /// Names the pool in snapshots and statistics.
     pub fn id(&self) -> PoolId {
         self.inner.id
@@ -199,7 +207,7 @@ impl<B: Backend> PrivatePool<B> {
     }
 
     fn route(&self, of: Of) -> RouteGuard<B> {
-        let serial = self.inner.shared.routes.add(of, self.inner.owner);
+        let serial = self.inner.shared.routes.add(of, self);
         RouteGuard { pool: self.clone(), serial }
     }
 

@@ -49,7 +49,7 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) progress: Condvar,
     pub(super) streams: Streams<B>,
     pub(super) places: Arc<Places<B>>,
-    pub(super) routes: Routes,
+    pub(super) routes: Routes<B>,
     pub(super) callbacks: Callbacks,
     pub(super) tags: Tags,
     limits: Mutex<UserLimits>,
@@ -141,6 +141,13 @@ impl<B: Backend> Shared<B> {
         if purge { self.trim(Trim::released()) } else { 0 }
     }
 
+    /// As [`purge`](Self::purge), on behalf of a stream; put off while that is captured.
+    pub(super) fn purge_for(&self, stream: ArenaId) {
+        if !self.lock_global().is_captured(stream) {
+            self.purge();
+        }
+    }
+
     /// Whether an invariant broke: then nothing in here can be trusted, and drops do nothing.
     pub(super) fn is_poisoned(&self) -> bool {
         let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
@@ -167,6 +174,32 @@ impl<B: Backend> Shared<B> {
         ask: Ask,
         location: &'static Location<'static>,
     ) -> Result<Allocation<B>, AllocError> {
+        if ask.owner.is_none() && self.routes.is_active() {
+            return self.allocate_routed(cell, ask, location);
+        }
+        self.allocate_from(ask.owner.unwrap_or(OwnerId::DEFAULT), cell, ask, location)
+    }
+
+    #[cold]
+    fn allocate_routed(
+        &self,
+        cell: &Arc<Cell<B>>,
+        ask: Ask,
+        location: &'static Location<'static>,
+    ) -> Result<Allocation<B>, AllocError> {
+        let pool = self.routes.find(cell.id);
+        let owner = pool.as_ref().map_or(OwnerId::DEFAULT, |pool| pool.owner());
+        self.allocate_from(owner, cell, ask, location)
+    }
+
+    #[inline]
+    fn allocate_from(
+        &self,
+        owner: OwnerId,
+        cell: &Arc<Cell<B>>,
+        ask: Ask,
+        location: &'static Location<'static>,
+    ) -> Result<Allocation<B>, AllocError> {
         if ask.size == 0 {
             return Ok(Allocation::empty(Arc::clone(cell)));
         }
@@ -174,7 +207,7 @@ impl<B: Backend> Shared<B> {
         if rounded > self.device.segment_max || ask.align > GRANULE || ask.align.count_ones() > 1 {
             self.check_extremes(ask, rounded, location)?;
         }
-        let want = self.want(cell, ask, rounded, location);
+        let want = self.want(owner, ask, rounded, location);
         let harvest = self.config.harvest_every_allocate && self.waits.load(Ordering::Relaxed);
         if !harvest {
             let taken = cell.lock().take(&want, &self.config);
@@ -190,16 +223,11 @@ impl<B: Backend> Shared<B> {
     #[inline(always)]
     fn want<'a>(
         &self,
-        cell: &Cell<B>,
+        owner: OwnerId,
         ask: Ask<'a>,
         rounded: Bytes,
         location: &'static Location<'static>,
     ) -> Want<'a> {
-        let owner = match ask.owner {
-            Some(owner) => owner,
-            None if self.routes.is_active() => self.routes.find(cell.id),
-            None => OwnerId::DEFAULT,
-        };
         Want {
             requested: ask.size,
             size: to_granules(rounded),
@@ -223,7 +251,10 @@ impl<B: Backend> Shared<B> {
         if ask.size == 0 || self.check_extremes(ask, rounded, location).is_err() {
             return None;
         }
-        let want = self.want(cell, ask, rounded, location);
+        // Held until the request is served: nobody takes the owner's entry over meanwhile.
+        let routed = if ask.owner.is_none() { self.routes.find(cell.id) } else { None };
+        let owner = ask.owner.or(routed.as_ref().map(|pool| pool.owner()));
+        let want = self.want(owner.unwrap_or(OwnerId::DEFAULT), ask, rounded, location);
         let grant = self.world(|world| world.take_cached(cell.id, &want))?;
         Some(Allocation::new(Arc::clone(cell), grant, want.requested))
     }
@@ -303,11 +334,18 @@ impl<B: Backend> Shared<B> {
         if freed.waits {
             self.waits.store(true, Ordering::Relaxed);
         }
+        if !freed.harvest && !freed.purge {
+            return;
+        }
         // While a stream is captured nothing is asked on its behalf, not even about others.
-        if freed.harvest && !self.lock_global().is_captured(stream) {
+        let mut global = self.lock_global();
+        let captured = global.is_captured(stream);
+        global.purge |= freed.purge && captured;
+        drop(global);
+        if freed.harvest && !captured {
             self.harvest();
         }
-        if freed.purge {
+        if freed.purge && !captured {
             self.trim(Trim::released());
         }
     }

@@ -81,7 +81,8 @@ pub(crate) struct Freed {
     pub(crate) waits: bool,
     /// Enough frees wait on other streams for their events to be recorded.
     pub(crate) harvest: bool,
-    /// A segment of a released private pool can be given back.
+    /// Something in a released pool may be given back, or it was the last block of a stream whose
+    /// allocator is gone.
     pub(crate) purge: bool,
 }
 
@@ -296,7 +297,8 @@ impl<M> Arena<M> {
             panic!("B1 is broken: a block that its user frees is {:?}", block.state);
         };
         let (size, pool) = (block.size, self.segments[block.segment.index()].pool);
-        self.ledger.apply(self.pools[pool].group, Entry::Free { size });
+        let Pool { group, traits, .. } = self.pools[pool];
+        self.ledger.apply(group, Entry::Free { size });
         let marks = self.uses.remove(holder.uses.index());
         let marks = marks.into_iter().map(|stream| Mark { stream, tick: Mark::UNSET }).collect();
         let side = SideId::from_index(self.waiting.insert(Waiting { holder, marks }));
@@ -304,7 +306,8 @@ impl<M> Arena<M> {
         self.pools[pool].pending.insert(&mut self.blocks, &self.segments, id, config.tie_walk);
         self.fresh.push(id);
         let harvest = self.fresh.len() >= config.event_batch_count as usize;
-        Freed { waits: config.harvest_every_allocate, harvest, ..Freed::default() }
+        let (waits, purge) = (config.harvest_every_allocate, traits.released);
+        Freed { settle: false, waits, harvest, purge }
     }
 
     /// No stream uses a block any more that was Pending. It is in no bin.

@@ -21,8 +21,8 @@
 use crate::core::arena::{Grant, Want};
 use crate::core::block::{Block, State};
 use crate::core::classes::Group;
-use crate::core::ladder::Miss;
 use crate::core::ledger::Entry;
+use crate::core::miss::Miss;
 use crate::core::pool::Pool;
 use crate::core::segment::{merge_next, split};
 use crate::core::state::World;
@@ -164,6 +164,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         if !has_room {
             let pages = std::mem::take(&mut plan.donors);
             self.commit_map(miss, plan, Err(None));
+            miss.limit();
             if pages.is_empty() {
                 return None;
             }
@@ -190,7 +191,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     fn grow_range(&mut self, miss: &mut Miss) -> Option<Step<M, E>> {
         let size = self.range_size(&miss.want)?;
         miss.stay();
-        self.global.in_flight += 1;
+        self.global.begin_growth();
         let (owner, group) = (miss.want.owner, miss.want.group);
         let kind = self.global.owners[owner.index()].traits.kind;
         Some(Step::Range(Growth { arena: miss.arena, owner, group, size, kind }))
@@ -203,10 +204,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         growth: Growth,
         memory: Option<(M, u64)>,
     ) {
-        self.global.in_flight -= 1;
+        self.global.end_growth();
         let Some((memory, base)) = memory else {
-            miss.refuse(None);
-            miss.leave();
+            // A segment needs no range: the same rung tries that.
+            miss.no_range = true;
             return;
         };
         let page = to_granules(self.page_size(growth.group));
@@ -243,7 +244,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             let block = &self.arenas[hole.arena.index()].blocks[hole.block.index()];
             let done = self.is_completed(&self.point(hole.arena, block.tick));
             let page = self.arenas[hole.arena.index()].segments[block.segment.index()].page;
-            let size = (hole.end - hole.start).min(to_granules(align_down(left, to_bytes(page))));
+            // What is left may exceed what granules of one segment can count.
+            let room = to_granules(align_down(left.min(SEGMENT_MAX), to_bytes(page)));
+            let size = (hole.end - hole.start).min(room);
             if done && size > 0 {
                 taken.push(self.take_pages(Hole { end: hole.start + size, ..hole }));
                 left -= to_bytes(size);
@@ -316,7 +319,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         plan: MapPlan<M>,
         outcome: Result<(), Option<Bytes>>,
     ) -> Option<Grant> {
-        self.global.in_flight -= 1;
+        self.global.end_growth();
         let given: Bytes = plan.donors.iter().map(|pages| pages.run.size).sum();
         let donors = plan.donors.len() as u64;
         for pages in plan.donors {
@@ -325,8 +328,12 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         if let Err(device_free) = outcome {
             self.global.reserved -= plan.fresh + given;
             self.global.counts.device_free += donors;
-            self.global.returns += 1;
-            miss.own_return();
+            self.global.refusals += 1;
+            miss.own_refusal();
+            if given > 0 {
+                self.global.returns += 1;
+                miss.own_return();
+            }
             self.unclaim(plan.arena, &plan.claimed);
             miss.refuse(device_free);
             return None;

@@ -46,7 +46,7 @@ impl Regret {
     pub(crate) fn grown(&mut self, size: Bytes, learned_max: Bytes) {
         if let Some(at) = self.ghosts.iter().position(|&ghost| ghost == size) {
             self.ghosts.remove(at);
-            self.learned = (self.learned + size / 4).min(learned_max);
+            self.learned = self.learned.saturating_add(size / 4).min(learned_max);
         }
     }
 }
@@ -57,14 +57,16 @@ impl<M, E: Clone> World<'_, M, E> {
         let headroom = self.config.headroom?;
         let active = self.total(Gauge::ActiveBytes);
         let high_water = self.active_peak().max(active + to_bytes(want.size));
-        Some(high_water + (high_water as f64 * headroom) as Bytes + self.global.regret.learned)
+        // Any finite factor is allowed; what is beyond 64 bits saturates.
+        let share = (high_water as f64 * headroom) as Bytes;
+        Some(high_water.saturating_add(share).saturating_add(self.global.regret.learned))
     }
 
     /// The most that headroom may learn, in bytes: a share of the high-water mark, and one segment,
     /// so that small programs can learn at all.
     pub(crate) fn learned_max(&self) -> Bytes {
         let share = (self.active_peak() as f64 * self.config.headroom_learned_max) as Bytes;
-        share + self.config.large_segment
+        share.saturating_add(self.config.large_segment)
     }
 }
 

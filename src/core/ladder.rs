@@ -11,19 +11,24 @@
 //!  Aged       give back what has been idle for long
 //!  Missing    give back exactly what is missing, coldest first
 //!  Grow       again
-//!  Exact      a segment of just the size that is needed
 //!  Submitted  wait on the host for streams that still use freed blocks     (record, synchronize)
+//!  Spare      again
 //!  All        give everything back
-//!  Grow, Exact, and Others: wait for other threads' growths and releases, then from Grow on
+//!  Grow       again
+//!  Exact      a segment of just the size that is needed
+//!  Spare      again
+//!  Others     wait for other threads' growths and releases, then from Grow on
 //! ```
 //!
 //! Callbacks come after the first refused growth: they are for real pressure, not for every miss.
 //! After every rung that changed something the pool is searched again, so a call never fails while
-//! a block that fits is free on any stream. With the torch preset Order, Missing and Exact are off.
+//! a block that fits is free in pools of its sort, on any stream. With the torch preset Order,
+//! Missing and Exact are off.
 
 use crate::core::arena::{Grant, Want};
-use crate::core::harvest::{Event, Harvest};
+use crate::core::harvest::Event;
 use crate::core::lifetime::Mark;
+use crate::core::miss::Miss;
 use crate::core::pool::Traits;
 use crate::core::state::World;
 use crate::core::step::{Failure, Growth, Step};
@@ -48,7 +53,7 @@ enum Rung {
     Others,
 }
 
-const LADDER: [Rung; 15] = [
+const LADDER: [Rung; 17] = [
     Rung::Events,
     Rung::Order,
     Rung::Relief,
@@ -60,91 +65,22 @@ const LADDER: [Rung; 15] = [
     Rung::Missing,
     Rung::Grow,
     Rung::Submitted,
+    Rung::Spare,
     Rung::All,
     Rung::Grow,
     Rung::Exact,
+    Rung::Spare,
     Rung::Others,
 ];
 
 /// Where on the ladder `Others` goes back to.
 const FIRST_GROW: usize = 3;
 
-/// A request on its way up the ladder.
-#[derive(Debug)]
-pub(crate) struct Miss<'a> {
-    pub(crate) want: Want<'a>,
-    pub(crate) arena: ArenaId,
-    rung: usize,
-    started: bool,
-    harvest: Harvest,
-    /// Events are to be harvested before the first search.
-    harvest_first: bool,
-    /// The program has callbacks that were not asked yet.
-    callbacks: bool,
-    /// Growing was refused, and nothing has come free since.
-    refused: bool,
-    /// How often memory had come back when growing was tried last, and by this request since.
-    returns: u64,
-    /// What the device said was free when it refused.
-    device_free: Option<Bytes>,
-    trim: Option<Trim>,
-}
-
 /// What a rung brought.
 enum Climb<M, E> {
     Do(Step<M, E>),
     Again,
     Next,
-}
-
-impl<'a> Miss<'a> {
-    pub(crate) fn new(arena: ArenaId, want: Want<'a>, harvest: bool, callbacks: bool) -> Self {
-        Self {
-            want,
-            arena,
-            rung: 0,
-            started: false,
-            harvest: Harvest::default(),
-            harvest_first: harvest,
-            callbacks,
-            refused: false,
-            returns: 0,
-            device_free: None,
-            trim: None,
-        }
-    }
-
-    /// The device, which says so much is free, or the limit refused to grow.
-    pub(crate) fn refuse(&mut self, device_free: Option<Bytes>) {
-        self.refused = true;
-        self.device_free = device_free;
-    }
-
-    /// A callback gave memory back, or none did; `left`: there are more to ask.
-    pub(crate) fn called_back(&mut self, freed: bool, left: bool) {
-        self.callbacks = left;
-        self.refused &= !freed;
-    }
-
-    /// This request itself made memory come back: nothing new for it.
-    pub(crate) fn own_return(&mut self) {
-        self.returns += 1;
-    }
-
-    /// The present rung is tried once more.
-    pub(crate) fn stay(&mut self) {
-        self.rung -= 1;
-    }
-
-    /// The present rung is done with.
-    pub(crate) fn leave(&mut self) {
-        self.rung += 1;
-    }
-
-    /// Memory came free: growing may work now.
-    pub(crate) fn relieve(&mut self) {
-        self.refused = false;
-    }
 }
 
 impl<M: Clone, E: Clone> World<'_, M, E> {
@@ -175,7 +111,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 return Step::Fail(Failure::Lost);
             }
             if search
-                && let Some((arena, grant)) = self.search(miss.arena, &miss.want, miss.refused)
+                && let Some((arena, grant)) =
+                    self.search(miss.arena, &miss.want, self.is_pressed(miss))
             {
                 return Step::Done(arena, grant);
             }
@@ -201,17 +138,19 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let (liked, needed) = self.segment_sizes(&miss.want);
         match rung {
             Rung::Events => self.harvest_step(&mut miss.harvest).map_or(Climb::Next, Climb::Do),
-            Rung::Order => self.order(miss.arena, &miss.want, miss.refused),
+            Rung::Order => self.order(miss.arena, &miss.want, self.is_pressed(miss)),
             Rung::Relief => {
-                if std::mem::take(&mut self.global.purge) {
+                if self.global.purge {
+                    // One step at a time; the mark stays until nothing is left to give back.
                     let step = self.trim_step(&mut Trim::released());
+                    self.global.purge = step.is_some();
                     return step.map_or(Climb::Again, Climb::Do);
                 }
                 miss.rung += 1;
                 self.relief(miss, liked).map_or(Climb::Again, Climb::Do)
             }
             Rung::Grow => self.grow(miss, liked),
-            Rung::Exact if self.config.exact_growth && needed < liked => self.grow(miss, needed),
+            Rung::Exact if self.config.exact_growth => self.grow_exactly(miss, liked, needed),
             Rung::Callbacks if miss.callbacks && miss.refused => Climb::Do(Step::Callbacks),
             Rung::Callbacks if !miss.refused => {
                 miss.rung -= 1;
@@ -224,25 +163,19 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             }
             Rung::Missing => {
                 miss.rung += 1;
-                let device_free = miss.device_free;
-                self.release_missing(miss, liked, device_free).map_or(Climb::Again, Climb::Do)
+                self.release_missing(miss, liked).map_or(Climb::Again, Climb::Do)
             }
             Rung::Submitted => self.await_submitted(miss),
             Rung::All => self.trim_all(miss),
-            Rung::Others if self.global.in_flight > 0 => {
-                miss.rung = FIRST_GROW;
-                miss.trim = None;
-                miss.relieve();
-                Climb::Do(Step::Await)
-            }
-            Rung::Others if self.global.returns != miss.returns => {
-                miss.rung = FIRST_GROW;
-                miss.trim = None;
-                miss.relieve();
-                Climb::Again
-            }
-            Rung::Exact | Rung::Callbacks | Rung::Others => Climb::Next,
+            Rung::Others => self.others(miss),
+            Rung::Exact | Rung::Callbacks => Climb::Next,
         }
+    }
+
+    /// Whether growing was refused, or would be, before anything else is tried.
+    fn is_pressed(&self, miss: &Miss) -> bool {
+        let (liked, _) = self.segment_sizes(&miss.want);
+        miss.refused || (self.config.reject_before_driver && !self.fits(liked))
     }
 
     /// A block that fits and may be used now: own pool, pending blocks, other streams.
@@ -381,45 +314,85 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         if miss.refused {
             return Climb::Again;
         }
-        miss.returns = self.global.returns;
-        let Want { owner, group, .. } = miss.want;
-        let Traits { kind, exclusive, .. } = self.global.owners[owner.index()].traits;
-        // Pages have no kind and are shared: only a pool of the default one can grow by them. What
-        // is too large for a range gets a segment.
-        let by_pages = kind == 0 && !exclusive && self.range_size(&miss.want).is_some();
-        let rejects = self.config.reject_before_driver;
-        let total = self.device.total.filter(|_| rejects).unwrap_or(Bytes::MAX);
-        let fits = self.global.has_room(size) && self.global.reserved.saturating_add(size) <= total;
-        if !fits && (rejects || !by_pages) {
+        (miss.returns, miss.refusals) = (self.global.returns, self.global.refusals);
+        let by_pages = self.grows_by_pages(miss);
+        if !self.fits(size) && (self.config.reject_before_driver || !by_pages) {
             return self.refuse_growth(miss);
         }
         if by_pages {
             return self.grow_virtual(miss).map_or_else(|| self.refuse_growth(miss), Climb::Do);
         }
+        self.grow_segment(miss, size)
+    }
+
+    /// After all else: a segment of just the size that is needed, where more was refused.
+    fn grow_exactly(&mut self, miss: &mut Miss, liked: Bytes, needed: Bytes) -> Climb<M, E> {
+        miss.rung += 1;
+        // Pages are as large as the segments that the policy likes.
+        if needed >= liked && !self.grows_by_pages(miss) {
+            return Climb::Again;
+        }
+        (miss.returns, miss.refusals) = (self.global.returns, self.global.refusals);
+        if self.fits(needed) { self.grow_segment(miss, needed) } else { self.refuse_growth(miss) }
+    }
+
+    fn grow_segment(&mut self, miss: &Miss, size: Bytes) -> Climb<M, E> {
+        let Want { owner, group, .. } = miss.want;
+        let kind = self.global.owners[owner.index()].traits.kind;
         self.global.charge(size);
         Climb::Do(Step::Grow(Growth { arena: miss.arena, owner, group, size, kind }))
     }
 
+    /// Whether a request grows by pages. They have no kind: only a pool of the default one can.
+    /// What is too large for a range, or finds none, gets a segment.
+    fn grows_by_pages(&self, miss: &Miss) -> bool {
+        let Traits { kind, exclusive, .. } = self.global.owners[miss.want.owner.index()].traits;
+        let shares = kind == 0 && !exclusive && !miss.no_range;
+        shares && self.range_size(&miss.want).is_some()
+    }
+
+    /// Whether `size` more bytes are within the limit, and on the device if that is not asked.
+    fn fits(&self, size: Bytes) -> bool {
+        let rejects = self.config.reject_before_driver;
+        let total = self.device.total.filter(|_| rejects).unwrap_or(Bytes::MAX);
+        self.global.has_room(size) && self.global.reserved.saturating_add(size) <= total
+    }
+
     /// The limit leaves no room, or the addresses do.
     fn refuse_growth(&mut self, miss: &mut Miss) -> Climb<M, E> {
-        miss.refuse(None);
-        if self.config.reject_before_driver {
-            self.global.counts.oom_rejections += 1;
-            return Climb::Do(Step::Fail(Failure::Rejected));
+        miss.limit();
+        if !self.config.reject_before_driver {
+            return Climb::Again;
         }
-        Climb::Again
+        // Refused is what is needed, not what would be liked.
+        let (_, needed) = self.segment_sizes(&miss.want);
+        if self.config.exact_growth && self.fits(needed) {
+            return self.grow_segment(miss, needed);
+        }
+        self.global.counts.oom_rejections += 1;
+        Climb::Do(Step::Fail(Failure::Rejected))
+    }
+
+    /// Waits for other threads' growths and releases, or starts over when there were some.
+    fn others(&mut self, miss: &mut Miss) -> Climb<M, E> {
+        let global = &self.global;
+        let returned = global.in_flight > global.growing || global.returns != miss.returns;
+        let refused = global.growing > 0 || global.refusals != miss.refusals;
+        if !returned && !miss.limited {
+            if !refused || miss.patience == 0 {
+                return Climb::Next;
+            }
+            miss.patience -= 1;
+        } else if !returned && !refused {
+            return Climb::Next;
+        }
+        miss.start_over(FIRST_GROW);
+        if self.global.in_flight > 0 { Climb::Do(Step::Await) } else { Climb::Again }
     }
 
     /// Private pools that help out serve the request from what they have, on whatever stream.
     fn spare(&mut self, miss: &mut Miss) -> Climb<M, E> {
-        let helpers = 1..self.global.owners.len();
-        for owner in helpers.map(OwnerId::from_index) {
-            let helps = &self.global.owners[owner.index()];
-            let helps = helps.use_on_oom && !helps.traits.released && !helps.traits.captured;
-            if !helps || miss.want.owner != OwnerId::DEFAULT {
-                continue;
-            }
-            let want = Want { owner, ..miss.want };
+        for want in self.helpers(&miss.want) {
             if let Some((arena, grant)) = self.search(miss.arena, &want, true) {
                 return Climb::Do(Step::Done(arena, grant));
             }
@@ -431,21 +404,37 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         Climb::Again
     }
 
+    /// What is asked of the private pools that help out: those of the same sort of memory.
+    fn helpers<'w>(&self, want: &Want<'w>) -> Vec<Want<'w>> {
+        let kind = self.global.owners[want.owner.index()].traits.kind;
+        let owners = self.global.owners.iter().enumerate().skip(1);
+        let helpers = owners.filter(|(_, owner)| {
+            let helps = owner.use_on_oom && !owner.traits.released && !owner.traits.captured;
+            helps && want.owner == OwnerId::DEFAULT && owner.traits.kind == kind
+        });
+        helpers.map(|(index, _)| Want { owner: OwnerId::from_index(index), ..*want }).collect()
+    }
+
     /// Waits on the host for one event that stands between the request and memory.
     fn await_submitted(&mut self, miss: &mut Miss) -> Climb<M, E> {
         if let Some(step) = self.await_pending() {
             return Climb::Do(step);
         }
-        let foreign = self.foreign_fit(miss.arena, &miss.want, true);
-        let mark = foreign.map(|(home, block)| self.last_use(home, block));
-        match mark.map(|Mark { stream, tick }| (stream, self.event_for(stream, tick))) {
-            Some((stream, Event::Recorded(recorded))) => Climb::Do(Step::Wait { stream, recorded }),
-            Some((stream, Event::ToRecord(tick))) => Climb::Do(Step::Record { stream, tick }),
-            Some((_, Event::None)) | None => {
-                miss.rung += 1;
-                Climb::Again
+        let mut wants = self.helpers(&miss.want);
+        wants.insert(0, miss.want);
+        for want in wants {
+            let foreign = self.foreign_fit(miss.arena, &want, true);
+            let mark = foreign.map(|(home, block)| self.last_use(home, block));
+            let unordered = mark.filter(|mark| !self.is_ordered(miss.arena, mark));
+            let Some(Mark { stream, tick }) = unordered else { continue };
+            match self.event_for(stream, tick) {
+                Event::Recorded(recorded) => return Climb::Do(Step::Wait { stream, recorded }),
+                Event::ToRecord(tick) => return Climb::Do(Step::Record { stream, tick }),
+                Event::None => {}
             }
         }
+        miss.rung += 1;
+        Climb::Again
     }
 
     fn trim_all(&mut self, miss: &mut Miss) -> Climb<M, E> {

@@ -223,6 +223,8 @@ impl<M, E: Clone> World<'_, M, E> {
 
     /// Everything up to `tick` of `stream` is done.
     pub(crate) fn complete_through(&mut self, stream: ArenaId, tick: u64) {
+        // A leftover may name a block that is fresh again, which must not be queued unmarked.
+        self.absorb();
         let clock = &mut self.global.clocks[stream.index()];
         clock.completed = clock.completed.max(tick);
         let completed = clock.completed;

@@ -20,6 +20,7 @@
 //! | `recording` | work that is written down and not submitted |
 //! | `step`      | what the core asks of the shell |
 //! | `state`     | everything in one hand; commits |
+//! | `miss`      | one request that missed: how far it is |
 //! | `ladder`    | what is tried on a miss, in which order |
 //! | `headroom`  | how much may be reserved, and what experience adds |
 //! | `trim`      | what is given back, in which order, and why |
@@ -38,6 +39,7 @@ pub(crate) mod headroom;
 pub(crate) mod ladder;
 pub(crate) mod ledger;
 pub(crate) mod lifetime;
+pub(crate) mod miss;
 pub(crate) mod owners;
 pub(crate) mod pages;
 pub(crate) mod pool;

@@ -27,9 +27,9 @@ use crate::core::arena::{Arena, Grant, Want};
 use crate::core::block::{Block, Links, State};
 use crate::core::classes::{self, Group};
 use crate::core::headroom::Regret;
-use crate::core::ladder::Miss;
 use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
 use crate::core::lifetime::{Clock, Recorded};
+use crate::core::miss::Miss;
 use crate::core::owners::Owner;
 use crate::core::pool::{Pool, Traits};
 use crate::core::segment::{Idle, Segment};
@@ -71,8 +71,12 @@ pub(crate) struct Global<E> {
     pub(crate) segments_made: u64,
     /// Growths and releases that other threads have under way.
     pub(crate) in_flight: u32,
-    /// How often memory came back within the limit: releases, and growths that were refused.
+    /// Those of them that are growths.
+    pub(crate) growing: u32,
+    /// How often memory came back.
     pub(crate) returns: u64,
+    /// How often a growth was refused: what it had been charged is within the limit again.
+    pub(crate) refusals: u64,
     /// A released private pool has something to give back; the shell sees to it.
     pub(crate) purge: bool,
     /// The device is gone.
@@ -123,7 +127,9 @@ impl<E> Global<E> {
             time_us: 0,
             segments_made: 0,
             in_flight: 0,
+            growing: 0,
             returns: 0,
+            refusals: 0,
             purge: false,
             lost: false,
             captures: Vec::new(),
@@ -139,7 +145,17 @@ impl<E> Global<E> {
     /// A growth was decided on: W1 counts it from now.
     pub(crate) fn charge(&mut self, size: Bytes) {
         self.reserved += size;
+        self.begin_growth();
+    }
+
+    pub(crate) fn begin_growth(&mut self) {
         self.in_flight += 1;
+        self.growing += 1;
+    }
+
+    pub(crate) fn end_growth(&mut self) {
+        self.in_flight -= 1;
+        self.growing -= 1;
     }
 
     /// Whether nothing may be asked of the backend about the stream: it is captured, or about to
@@ -229,13 +245,13 @@ impl<M, E: Clone> World<'_, M, E> {
         growth: Growth,
         outcome: Result<(M, u64), Option<Bytes>>,
     ) -> Option<Grant> {
-        self.global.in_flight -= 1;
+        self.global.end_growth();
         let (memory, base) = match outcome {
             Ok(memory) => memory,
             Err(device_free) => {
                 self.global.reserved -= growth.size;
-                self.global.returns += 1;
-                miss.own_return();
+                self.global.refusals += 1;
+                miss.own_refusal();
                 miss.refuse(device_free);
                 return None;
             }

@@ -20,9 +20,9 @@ use crate::core::arena::Arena;
 use crate::core::block::{Block, State};
 use crate::core::classes::Group;
 use crate::core::harvest::Event;
-use crate::core::ladder::Miss;
 use crate::core::ledger::Gauge;
 use crate::core::lifetime::Mark;
+use crate::core::miss::Miss;
 use crate::core::pool::{Pool, idle_segments};
 use crate::core::segment::Segment;
 use crate::core::state::World;
@@ -240,12 +240,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     }
 
     /// After a refusal: gives back what a growth by `size` lacks, if that much is idle.
-    pub(crate) fn release_missing(
-        &mut self,
-        miss: &Miss,
-        size: Bytes,
-        device_free: Option<Bytes>,
-    ) -> Option<Step<M, E>> {
+    pub(crate) fn release_missing(&mut self, miss: &Miss, size: Bytes) -> Option<Step<M, E>> {
         if let Some(max) = self.config.max_split_size {
             return self.release_oversize(miss, to_bytes(miss.want.size).max(max));
         }
@@ -256,7 +251,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             .global
             .limit
             .map_or(0, |limit| (self.global.reserved + size).saturating_sub(limit));
-        let missing = over_limit.max(size.saturating_sub(device_free.unwrap_or(0)));
+        // The limit refuses before the device is asked, which may have room enough.
+        let lacking = size.saturating_sub(miss.device_free.unwrap_or(0));
+        let missing = if miss.limited { over_limit } else { over_limit.max(lacking) };
         let trim_private = self.config.trim_private_pools;
         let mut idle: Bytes = 0;
         self.victims(

@@ -1,0 +1,303 @@
+//! What needs two threads at one moment, or a device that is nearly full: each case as small as it
+//! can be shown.
+
+#[path = "support/hooked.rs"]
+mod hooked;
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use aquifer::backend::{MemoryKind, Sim, SimOptions};
+use aquifer::{Allocator, Config, PoolOptions};
+use hooked::Hooked;
+use support::{Device, MIB, assert_emptied, configured, expandable, harvest, sim, virtual_sim};
+
+fn asynchronous(capacity: u64) -> SimOptions {
+    SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
+}
+
+impl Device for Hooked {
+    fn used(&self) -> u64 {
+        self.sim.used_bytes()
+    }
+
+    fn sim(&self) -> Option<&Sim> {
+        Some(&self.sim)
+    }
+}
+
+/// Runs `work` on a thread of its own, which is left behind if it does not end.
+#[track_caller]
+fn ends(what: &str, work: impl FnOnce() + Send + 'static) {
+    let (send, receive) = channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        // Nobody listens any more if it took too long.
+        let _ = send.send(());
+    });
+    let outcome = receive.recv_timeout(Duration::from_secs(20));
+    assert!(outcome != Err(RecvTimeoutError::Timeout), "{what} does not end");
+    thread.join().expect("no assertion failed");
+}
+
+#[test]
+fn a_free_amid_a_poll_is_marked_before_old_entries_meet_it() {
+    ends("empty_cache", || {
+        let device = Hooked::new(asynchronous(256 * MIB));
+        let allocator = Allocator::new(device.clone(), Config::default());
+        let (first, second) = (allocator.stream(1), allocator.stream(2));
+        let held = allocator.allocate(20 * MIB).expect("room");
+        let address = held.address();
+        allocator.record_stream(&held, &first);
+        device.sim.submit(1);
+        drop(held);
+        let again = allocator.allocate(20 * MIB).expect("room");
+        assert_eq!(again.address(), address, "through a wait on the device");
+        allocator.record_stream(&again, &second);
+        device.sim.submit(2);
+        device.sim.complete(1);
+        // Another thread frees the block while the event of stream 1 is asked about.
+        let mut held = vec![again];
+        device.set(move |call| {
+            if call == "query" {
+                held.clear();
+            }
+            true
+        });
+        allocator.maintain(Duration::ZERO);
+        device.clear();
+        allocator.empty_cache();
+        assert_eq!(allocator.memory_active(), 0);
+    });
+}
+
+/// A request is refused by what it needs alone, not by the segment or page it would have liked.
+#[test]
+fn what_the_liked_segment_has_no_room_for_is_grown_exactly() {
+    let allocator = Allocator::new(sim(8 * MIB), Config::default());
+    let held = allocator.allocate(3 * MIB).expect("a segment of 20 MiB is not needed");
+    assert_eq!(allocator.memory_reserved(), 4 * MIB);
+    drop(held);
+    assert_emptied(&allocator);
+    for size in [3 * MIB, 12 * MIB] {
+        let allocator = Allocator::new(virtual_sim(34 * MIB), expandable());
+        let page = allocator.allocate(20 * MIB).expect("a page");
+        let segment = allocator.allocate(size).expect("another page is not needed");
+        allocator.verify();
+        drop((page, segment));
+        assert_emptied(&allocator);
+    }
+}
+
+/// Each of them is woken by the end of the others' growths.
+#[test]
+fn requests_that_all_fail_do_not_wake_each_other_for_ever() {
+    ends("a request", || {
+        let device = Hooked::new(SimOptions { capacity: 64 * MIB, ..SimOptions::default() });
+        let allocator = Allocator::new(device.clone(), Config::default());
+        let held = allocator.allocate(60 * MIB).expect("room");
+        device.delay_us.store(1000, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| assert!(allocator.allocate(30 * MIB).is_err()));
+            }
+        });
+        allocator.verify();
+        drop(held);
+        assert_emptied(&allocator);
+    });
+}
+
+#[test]
+fn a_pool_that_helps_out_is_searched_after_its_blocks_were_waited_for() {
+    for device_wait in [false, true] {
+        let options = SimOptions { device_wait, ..asynchronous(20 * MIB) };
+        let allocator = Allocator::new(Sim::new(options), Config::default());
+        let options = PoolOptions { use_on_oom: true, ..PoolOptions::default() };
+        let pool = allocator.create_pool(options);
+        let (home, user) = (allocator.stream(1), allocator.stream(2));
+        let route = pool.route_thread();
+        let kept = allocator.allocate_on(&home, 8 * MIB).expect("room");
+        let freed = allocator.allocate_on(&home, 12 * MIB).expect("room");
+        drop(route);
+        allocator.record_stream(&freed, &user);
+        drop(freed);
+        let helped = allocator.allocate(12 * MIB).expect("12 MiB are free in the pool");
+        drop((kept, helped));
+        assert_emptied(&allocator);
+    }
+}
+
+#[test]
+fn a_pool_of_another_kind_does_not_help_out() {
+    let config = configured(|config| config.trim_private_pools = false);
+    let allocator = Allocator::new(sim(20 * MIB), config);
+    let options = PoolOptions { use_on_oom: true, kind: MemoryKind(3), ..PoolOptions::default() };
+    let pool = allocator.create_pool(options);
+    pool.prime(&allocator.default_stream(), 20 * MIB).expect("room");
+    let helped = allocator.allocate(12 * MIB);
+    assert!(helped.is_err(), "memory of kind 3 serves a request for the default kind");
+}
+
+#[test]
+fn pages_of_a_released_pool_go_back_before_another_growth() {
+    let options = SimOptions { virtual_memory: true, ..asynchronous(256 * MIB) };
+    let sim = Sim::new(options);
+    let allocator = Allocator::new(sim.clone(), expandable());
+    let pool = allocator.create_pool(PoolOptions::default());
+    let route = pool.route_thread();
+    let held = allocator.allocate(20 * MIB).expect("room");
+    allocator.record_stream(&held, &allocator.stream(1));
+    drop((route, pool, held));
+    // An event is recorded, and completes; the miss is the first to see that.
+    harvest(&allocator);
+    sim.complete(1);
+    let other = allocator.allocate(30 * MIB).expect("room");
+    assert_eq!(allocator.memory_active(), other.capacity());
+    assert_eq!(allocator.memory_reserved(), 40 * MIB, "the pages of the pool are still there");
+    drop(other);
+    assert_emptied(&allocator);
+}
+
+/// As `a_stream_handle_keeps_no_memory` of the contract, for a block that another stream used.
+#[test]
+fn a_stream_handle_keeps_no_memory_that_was_recorded() {
+    let sim = Sim::new(asynchronous(256 * MIB));
+    let allocator = Allocator::new(sim.clone(), Config::default());
+    let (home, user) = (allocator.stream(1), allocator.stream(2));
+    let held = allocator.allocate_on(&home, 3 * MIB).expect("room");
+    allocator.record_stream(&held, &user);
+    drop(allocator);
+    drop(held);
+    let used = sim.used_bytes();
+    drop(home);
+    assert_eq!(used, 0, "a handle of a stream kept memory");
+}
+
+#[test]
+fn under_a_limit_no_more_goes_back_than_is_missing() {
+    let config = configured(|config| {
+        config.headroom = None;
+        config.memory_limit = Some(100 * MIB);
+    });
+    let allocator = Allocator::new(sim(256 * MIB), config);
+    let held = [46, 20, 28].map(|size| allocator.allocate(size * MIB).expect("room"));
+    drop(held);
+    let large = allocator.allocate(50 * MIB).expect("room");
+    assert_eq!(allocator.memory_reserved(), 98 * MIB, "the oldest segment was enough");
+    drop(large);
+}
+
+#[test]
+fn headroom_may_be_without_bound() {
+    let unbounded: [fn(&mut Config); 2] = [
+        |config| config.headroom = Some(f64::MAX),
+        |config| config.headroom_learned_max = f64::MAX,
+    ];
+    for (change, reserved) in unbounded.into_iter().zip([110 * MIB, 60 * MIB]) {
+        let allocator = Allocator::new(sim(256 * MIB), configured(change));
+        drop(allocator.allocate(50 * MIB).expect("room"));
+        let held = allocator.allocate(60 * MIB).expect("room");
+        assert_eq!(allocator.memory_reserved(), reserved);
+        drop(held);
+    }
+}
+
+#[test]
+fn more_pages_than_one_segment_could_hold_go_back() {
+    const TIB: u64 = 1 << 40;
+    let sim = virtual_sim(8 * TIB);
+    let config = configured(|config| {
+        config.expandable_segments = true;
+        config.large_segment = TIB / 32;
+    });
+    let allocator = Allocator::new(sim.clone(), config);
+    let held = [0, 1].map(|_| allocator.allocate(TIB * 3 / 2).expect("room"));
+    drop(held);
+    assert_emptied(&allocator);
+}
+
+#[test]
+fn nothing_is_rejected_that_can_be_had_below_the_limit() {
+    let config = configured(|config| {
+        config.reject_before_driver = true;
+        config.memory_limit = Some(24 * MIB);
+    });
+    let allocator = Allocator::new(sim(256 * MIB), config);
+    let kept = allocator.allocate(8 * MIB).expect("room");
+    drop(allocator.allocate(8 * MIB).expect("room"));
+    let other = allocator.stream(1);
+    let lent = allocator.allocate_on(&other, 9 * MIB).expect("12 MiB are free on another stream");
+    let exact = allocator.allocate_on(&other, 4 * MIB).expect("4 MiB are left to the limit");
+    assert!(allocator.allocate_on(&other, 4 * MIB).is_err(), "the limit is reached");
+    assert_eq!(allocator.memory_stats().num_oom_rejections, 1);
+    drop((kept, lent, exact));
+    assert_emptied(&allocator);
+}
+
+#[test]
+fn a_device_without_addresses_for_a_range_gives_segments() {
+    let options = SimOptions { virtual_memory: true, ..asynchronous(256 * MIB) };
+    let device = Hooked::new(options);
+    let allocator = Allocator::new(device.clone(), expandable());
+    device.set(|call| call != "reserve");
+    let first = allocator.allocate(3 * MIB).expect("256 MiB are free");
+    device.clear();
+    let second = allocator.allocate(30 * MIB).expect("room");
+    assert_eq!((device.sim.live_segments(), device.sim.live_ranges()), (1, 1));
+    drop((first, second));
+    assert_emptied(&allocator);
+}
+
+#[test]
+fn a_free_on_a_captured_stream_makes_no_call_for_a_released_pool() {
+    let sim = sim(256 * MIB);
+    let allocator = Allocator::new(sim.clone(), Config::default());
+    let stream = allocator.stream(1);
+    let old = allocator.create_pool(PoolOptions::default());
+    let route = old.route_thread();
+    let held = allocator.allocate_on(&stream, 20 * MIB).expect("room");
+    drop((route, old));
+    let pool = allocator.create_pool(PoolOptions::default());
+    pool.prime(&stream, 20 * MIB).expect("room");
+    let capture = allocator.begin_capture(&stream, &pool);
+    let calls = sim.calls();
+    drop(held);
+    drop(allocator.allocate_on(&stream, 20 * MIB).expect("it was primed"));
+    assert_eq!(sim.calls(), calls, "a call amid a capture");
+    drop(capture);
+    assert_eq!(sim.used_bytes(), 20 * MIB, "the old pool goes when the capture has ended");
+    drop(pool);
+    assert_emptied(&allocator);
+}
+
+#[test]
+fn a_pool_that_is_dropped_under_a_request_is_not_taken_over_by_the_next() {
+    let device = Hooked::new(asynchronous(256 * MIB));
+    let allocator = Allocator::new(device.clone(), Config::default());
+    let stream = allocator.stream(1);
+    let options = PoolOptions { kind: MemoryKind(3), ..PoolOptions::default() };
+    let old = allocator.create_pool(options);
+    let route = old.route_stream(&stream);
+    // Another thread ends the route and makes a pool of its own while the device is asked.
+    let mut left = Some((route, old, allocator.clone()));
+    let (send, receive) = channel();
+    device.set(move |_| {
+        if let Some((route, old, allocator)) = left.take() {
+            drop((route, old));
+            let _ = send.send(allocator.create_pool(PoolOptions::default()));
+        }
+        true
+    });
+    let held = allocator.allocate_on(&stream, 20 * MIB).expect("room");
+    device.clear();
+    allocator.verify();
+    let new = receive.recv().expect("the device was asked");
+    let snapshot = allocator.memory_snapshot();
+    let of_new = snapshot.segments.iter().any(|segment| segment.pool_id == new.id());
+    assert!(!of_new, "memory of kind 3 in a pool of the default kind");
+    drop(held);
+    assert_eq!(allocator.memory_reserved(), 0, "the old pool is gone");
+}
