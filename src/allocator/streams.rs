@@ -122,10 +122,11 @@ impl<B: Backend> Shared<B> {
         let mut global = self.lock_global();
         let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
         let id = ArenaId::from_index(cells.len());
-        assert!(
-            id.0 < AllocationId::ARENA_MAX - 1,
-            "more than 4094 streams at a time: forget those that are gone (forget_stream)"
-        );
+        if id.0 >= AllocationId::ARENA_MAX - 1 {
+            // It is the caller's mistake alone: a panic with the locks held would poison them.
+            drop((cells, global));
+            panic!("more than 4094 streams at a time: forget those that are gone (forget_stream)");
+        }
         let weak = Arc::downgrade(self);
         let cell = Cell::new(id, &self.places, &self.backend, &self.config, weak);
         self.places.add(raw);
