@@ -226,6 +226,17 @@ fn a_bad_file_stops_no_other_file() {
 }
 
 #[test]
+fn a_trace_of_too_many_streams_is_refused_and_stops_no_other_file() {
+    let with_streams = |count: u64| {
+        let events = (0..count).map(|number| format!("a {number} 512 {number}\n"));
+        format!("# mtrace: 1\n{}", events.collect::<String>())
+    };
+    let path = file("streams.mtrace", with_streams(4096).as_bytes());
+    refused(&["replay", &path], "4095 streams; at most 4094 can be replayed");
+    assert_eq!(objects(2, &[&path, ARTICLE]).len(), 1);
+}
+
+#[test]
 fn bad_options_are_refused() {
     for (args, reason) in [
         (&["--policy", "other"][..], "possible values: default, torch"),

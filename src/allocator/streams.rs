@@ -198,6 +198,9 @@ impl<B: Backend> Drop for RecordingGuard<B> {
 }
 
 impl<B: Backend> Allocator<B> {
+    /// The most streams that can be registered at a time, beside the default one.
+    pub const STREAMS_MAX: usize = AllocationId::ARENA_MAX as usize - 2;
+
     /// Begins a recording: from now on the work of `stream` is written down (into a command buffer,
     /// say) and reaches the device's queue only when the guard is dropped. Drop it when the work
     /// was submitted, or thrown away, and not before.

@@ -81,20 +81,28 @@ pub(crate) fn run_count(rounds: u32) -> u64 {
 }
 
 /// Replays `trace` on devices that `make` makes of a capacity.
+///
+/// # Errors
+/// If the trace names more streams than an allocator can have at a time: how many.
 pub(crate) fn measure<D: Device>(
     trace: &Trace,
     setup: &Setup,
     make: impl Fn(Bytes) -> D,
     bar: &ProgressBar,
-) -> Figures {
+) -> Result<Figures, usize> {
     let program = Program::compile(trace, setup.obey_markers);
+    // Stream 0 is the default one.
+    let streams = program.streams().iter().filter(|&&number| number != 0).count();
+    if streams > Allocator::<D>::STREAMS_MAX {
+        return Err(streams);
+    }
     let bench = Bench { trace, program, setup, make, bar };
     let mut figures = bench.time();
     figures.mean_ratio = bench.mean_ratio();
     if setup.min_capacity {
         figures.min_capacity = bench.min_capacity(&figures);
     }
-    figures
+    Ok(figures)
 }
 
 impl<D: Device, F: Fn(Bytes) -> D> Bench<'_, F> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use aquifer::backend::{CallCounts, Sim, SimOptions};
 use aquifer::report::format_bytes;
 use aquifer::trace::Trace;
-use aquifer::{Bytes, ConfigError};
+use aquifer::{Allocator, Bytes, ConfigError};
 use serde_json::Value;
 
 use crate::device::CountedHost;
@@ -193,6 +193,15 @@ fn replay(
         Place::Host => measure::measure(&trace, setup, CountedHost::with_capacity, &bar),
     };
     bar.finish_and_clear();
+    let figures = match figures {
+        Ok(figures) => figures,
+        Err(streams) => {
+            let most = Allocator::<Sim>::STREAMS_MAX;
+            let path = path.display();
+            output::complain(&format!("{path}: {streams} streams; at most {most} can be replayed"));
+            return (None, EXIT_USAGE);
+        }
+    };
     if let Some((event, error)) = &figures.failure {
         output::complain(&format!("{}: event {event}: {error}", path.display()));
     }
