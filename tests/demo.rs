@@ -2,7 +2,7 @@
 //! gives it back, and what it says adds up.
 #![cfg(feature = "cli")]
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -127,4 +127,30 @@ fn impossible_arguments_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(!output.stderr.is_empty());
     }
+}
+
+#[test]
+fn a_reader_who_goes_away_ends_it_quietly() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+    command.args(["demo", "--steps", "3", "--batch", "8"]);
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("the program ends");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && error.is_empty(), "{}: {error}", output.status);
+}
+
+#[test]
+fn complaints_are_those_of_the_program() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+    command.args(["demo", "--steps", "3", "--batch", "8"]).stdout(full);
+    let output = command.output().expect("the program runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.starts_with("aquifer: standard output: "), "{error}");
 }

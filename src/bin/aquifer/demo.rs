@@ -5,7 +5,7 @@
 //! is asked before, between and after. Nothing here keeps books of its own: every number is the
 //! allocator's, except the loss and the resident size of the process, which is the system's.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use aquifer::backend::{Backend, Host, HostVisible, resident_bytes};
@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::linear::{Adam, Forward, Linear, Memory, Random, Shape, generate};
+use crate::output;
 
 const SHAPE: Shape = Shape { inputs: 1000, outputs: 1000 };
 
@@ -119,23 +120,24 @@ pub(crate) fn run(args: DemoArgs) -> ExitCode {
     let report = match observed {
         Ok(report) => report,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::complain(&error.to_string());
             return ExitCode::FAILURE;
         }
     };
     let text = match args.format {
         Format::Text => report.to_text(&args),
-        Format::Json => format!("{:#}\n", report.to_json(&args)),
+        Format::Json => format!("{:#}", report.to_json(&args)),
     };
-    if let Err(error) = io::stdout().write_all(text.as_bytes()) {
-        eprintln!("error: the report could not be written: {error}");
-        return ExitCode::FAILURE;
-    }
     let (first, last) = report.loss;
-    if last < first {
+    let fell = last < first;
+    if let Err(error) = output::print(text.trim_end()) {
+        return ExitCode::from(output::give_up(&error, u8::from(!fell)));
+    }
+    if fell {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: the loss did not fall: {first} before {} steps, {last} after", args.steps);
+    let steps = args.steps;
+    output::complain(&format!("the loss did not fall: {first} before {steps} steps, {last} after"));
     ExitCode::FAILURE
 }
 
