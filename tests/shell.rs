@@ -2,11 +2,27 @@
 //! streams and pools whose numbers are taken over, misuse that must not break anything for others.
 mod support;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+#[path = "shell/gate.rs"]
+mod gate;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+
+use aquifer::backend::SimOptions;
 use aquifer::{Allocator, Config};
 
-use support::{MIB, assert_emptied, sim};
+use gate::Gate;
+use support::{MIB, assert_emptied, assert_nothing_held, expandable, sim};
+
+/// A device of 64 MiB.
+const DEVICE: SimOptions = SimOptions {
+    capacity: 64 * MIB,
+    virtual_memory: false,
+    asynchronous: false,
+    granularity: 2 * MIB,
+    device_wait: true,
+    segment_max: 1 << 40,
+};
 
 #[test]
 fn one_stream_too_many_breaks_nothing_for_others() {
@@ -23,4 +39,34 @@ fn one_stream_too_many_breaks_nothing_for_others() {
     drop(allocator.allocate_on(&allocator.stream(5000), MIB).expect("there is room"));
     drop(held);
     assert_emptied(&allocator);
+}
+
+#[test]
+fn the_last_allocation_takes_all_with_it_even_if_other_streams_used_it() {
+    let sim = sim(64 * MIB);
+    let allocator = Allocator::new(sim.clone(), Config::default());
+    let stream = allocator.stream(1);
+    let held = allocator.allocate_on(&stream, MIB).expect("there is room");
+    allocator.record_stream(&held, &allocator.default_stream());
+    drop(allocator);
+    drop(held);
+    // A handle of the stream keeps no memory.
+    assert_nothing_held(&sim);
+    drop(stream);
+}
+
+#[test]
+fn the_last_allocation_may_go_while_the_allocator_gives_back() {
+    let gate = Gate::new(SimOptions { virtual_memory: true, ..DEVICE });
+    let allocator = Allocator::new(gate.clone(), expandable());
+    let held = allocator.allocate(20 * MIB).expect("there is room");
+    drop(allocator.allocate(20 * MIB).expect("there is room"));
+    // The pages behind the free block are being taken out when the other block is freed.
+    let unmap = gate.stop_at("unmap");
+    let ending = thread::spawn(move || drop(allocator));
+    unmap.arrives();
+    let freed = catch_unwind(AssertUnwindSafe(|| drop(held)));
+    unmap.goes_on();
+    assert!(ending.join().is_ok() && freed.is_ok(), "somebody panicked");
+    assert_nothing_held(&gate.sim);
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use crate::allocator::places::Places;
 use crate::allocator::shared::Shared;
-use crate::allocator::sync::{self, AtomicU32, Mutex, MutexGuard, Ordering};
+use crate::allocator::sync::{self, AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering};
 use crate::backend::{Backend, Lost, VirtualMemory};
 use crate::config::Config;
 use crate::core::arena::{Arena, Freed, MappedRun};
@@ -30,6 +30,8 @@ pub(super) struct Cell<B: Backend> {
     pub(super) backend: Arc<B>,
     pub(super) config: Arc<Config>,
     pub(super) shared: Weak<Shared<B>>,
+    /// The allocator is gone, and done with giving back.
+    orphaned: AtomicBool,
 }
 
 impl<B: Backend> Cell<B> {
@@ -49,6 +51,7 @@ impl<B: Backend> Cell<B> {
             backend: Arc::clone(backend),
             config: Arc::clone(config),
             shared,
+            orphaned: AtomicBool::new(false),
         }
     }
 
@@ -111,11 +114,19 @@ impl<B: Backend> Cell<B> {
         }
     }
 
+    /// The allocator is gone, and has given back what it could.
+    pub(super) fn orphan(&self) {
+        self.orphaned.store(true, Ordering::Relaxed);
+        self.close();
+    }
+
     /// The allocator is gone: with the last allocation of the stream all its memory goes, whoever
-    /// keeps a handle.
+    /// keeps a handle. As long as the allocator itself is giving back, its calls may be under way
+    /// here; it closes every cell when it is done.
     fn close(&self) {
         let mut arena = self.lock();
-        if arena.ledger.now(ALL, Gauge::Allocation as usize) == 0 {
+        let orphaned = self.orphaned.load(Ordering::Relaxed);
+        if orphaned && arena.ledger.now(ALL, Gauge::Allocation as usize) == 0 {
             let (users, pieces) = (arena.users(), arena.dismantle());
             drop(arena);
             self.give_back(users, pieces);

@@ -433,5 +433,7 @@ impl<B: Backend> Drop for Shared<B> {
         }
         self.world(|world| world.release_all_owners());
         self.trim(Trim::all(0));
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner).clone();
+        cells.iter().for_each(|cell| cell.orphan());
     }
 }
