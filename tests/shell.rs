@@ -4,14 +4,17 @@ mod support;
 
 #[path = "shell/gate.rs"]
 mod gate;
+#[path = "shell/streamed.rs"]
+mod streamed;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use aquifer::backend::SimOptions;
-use aquifer::{Allocator, Config};
+use aquifer::{Allocator, Config, DeviceVec};
 
 use gate::Gate;
+use streamed::Streamed;
 use support::{MIB, assert_emptied, assert_nothing_held, expandable, sim};
 
 /// A device of 64 MiB.
@@ -69,4 +72,17 @@ fn the_last_allocation_may_go_while_the_allocator_gives_back() {
     unmap.goes_on();
     assert!(ending.join().is_ok() && freed.is_ok(), "somebody panicked");
     assert_nothing_held(&gate.sim);
+}
+
+#[test]
+fn an_allocation_whose_stream_is_gone_becomes_a_vector_without_it() {
+    let device = Streamed::default();
+    let allocator = Allocator::new(device.clone(), Config::default());
+    let allocation = allocator.allocate_on(&allocator.stream(1), 40).expect("host memory");
+    allocator.forget_stream(1);
+    assert_eq!(device.recorded(), [1], "the last event of the stream");
+    // The program has destroyed the stream: nothing may be recorded on it any more.
+    let vec = DeviceVec::<u64, _>::from_allocation(allocation, 5).expect("it fits");
+    assert_eq!(device.recorded(), []);
+    assert_eq!(vec.len(), 5);
 }

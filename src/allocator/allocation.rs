@@ -214,7 +214,7 @@ impl<B: Backend> Allocation<B> {
         if self.grant.segment.is_none() {
             return Ok(());
         }
-        self.backend().wait(&self.backend().record(self.cell.stream())?)
+        self.cell.synchronize()
     }
 
     /// Work of the stream at this place uses the bytes; as [`Allocator::record_stream`].

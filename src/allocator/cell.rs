@@ -73,6 +73,14 @@ impl<B: Backend> Cell<B> {
         self.places.stream(self.id)
     }
 
+    /// Waits on the host for all that the stream was given: if it is gone, for its last event.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub(super) fn synchronize(&self) -> Result<(), Lost> {
+        self.places.synchronize(self.id, &self.backend)
+    }
+
     pub(super) fn incarnation(&self) -> u32 {
         self.incarnation.load(Ordering::Relaxed)
     }
