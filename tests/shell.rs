@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use aquifer::backend::SimOptions;
-use aquifer::{Allocator, Config, DeviceVec};
+use aquifer::{Allocator, Config, DeviceVec, PoolId, PoolOptions};
 
 use gate::Gate;
 use streamed::Streamed;
@@ -85,4 +85,25 @@ fn an_allocation_whose_stream_is_gone_becomes_a_vector_without_it() {
     let vec = DeviceVec::<u64, _>::from_allocation(allocation, 5).expect("it fits");
     assert_eq!(device.recorded(), []);
     assert_eq!(vec.len(), 5);
+}
+
+#[test]
+fn a_stream_does_not_inherit_the_routes_and_captures_of_one_that_is_gone() {
+    let allocator = Allocator::new(sim(64 * MIB), Config::default());
+    let pool = allocator.create_pool(PoolOptions::default());
+    let route = pool.route_stream(&allocator.stream(1));
+    allocator.forget_stream(1);
+    let heir = allocator.stream(2);
+    assert_eq!(heir.index(), 1, "it has the place of the one that is gone");
+    let held = allocator.allocate_on(&heir, MIB).expect("there is room");
+    let pools: Vec<_> = allocator.memory_snapshot().segments.iter().map(|s| s.pool_id).collect();
+    assert_eq!(pools, [PoolId::default()]);
+
+    let capture = allocator.begin_capture(&heir, &pool);
+    allocator.forget_stream(2);
+    let next = allocator.stream(3);
+    assert_eq!(next.index(), 1);
+    let more = allocator.allocate_on(&next, 20 * MIB).expect("nobody captures this stream");
+    drop((route, capture, held, more, pool));
+    assert_emptied(&allocator);
 }

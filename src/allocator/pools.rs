@@ -121,8 +121,17 @@ impl<B: Backend> Routes<B> {
     }
 
     fn remove(&self, serial: u64) {
+        self.retain(|route| route.serial != serial);
+    }
+
+    /// The stream is gone, and so are its routes: its place may be another stream's.
+    pub(super) fn forget(&self, stream: ArenaId) {
+        self.retain(|route| route.of != Of::Stream(stream));
+    }
+
+    fn retain(&self, keep: impl Fn(&Route) -> bool) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.0.retain(|route| route.serial != serial);
+        list.0.retain(keep);
         self.active.store(list.0.len(), Ordering::Release);
     }
 }
@@ -198,7 +207,8 @@ impl<B: Backend> PrivatePool<B> {
         self.route(Of::Thread(std::thread::current().id()))
     }
 
-    /// Leads requests on `stream` here until the guard is dropped, from whatever thread.
+    /// Leads requests on `stream` here until the guard is dropped, or the stream forgotten, from
+    /// whatever thread.
     ///
     /// # Panics
     /// If the stream was forgotten, or belongs to another allocator.

@@ -153,6 +153,7 @@ impl<B: Backend> Shared<B> {
         drop(known);
         let cell = self.cell(id).expect("a known stream has its cell");
         cell.incarnation.fetch_add(1, Ordering::Relaxed);
+        self.routes.forget(id);
         self.retire(id);
     }
 

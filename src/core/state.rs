@@ -430,8 +430,10 @@ impl<M, E: Clone> World<'_, M, E> {
         }
     }
 
-    /// The stream is about to go. Requests that fail meanwhile wait for the outcome.
+    /// The stream is about to go, and with it captures of it. Requests that fail meanwhile wait for
+    /// the outcome.
     pub(crate) fn begin_retire(&mut self, stream: ArenaId) {
+        self.global.captures.retain(|capture| capture.0 != stream);
         self.global.clocks[stream.index()].closing = true;
         self.global.in_flight += 1;
     }
