@@ -10,7 +10,7 @@ mod streamed;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
-use aquifer::backend::SimOptions;
+use aquifer::backend::{MemoryKind, SimOptions};
 use aquifer::{Allocator, Config, DeviceVec, PoolId, PoolOptions};
 
 use gate::Gate;
@@ -106,4 +106,57 @@ fn a_stream_does_not_inherit_the_routes_and_captures_of_one_that_is_gone() {
     let more = allocator.allocate_on(&next, 20 * MIB).expect("nobody captures this stream");
     drop((route, capture, held, more, pool));
     assert_emptied(&allocator);
+}
+
+#[test]
+fn what_grows_for_a_pool_that_is_gone_does_not_land_in_the_next_pool() {
+    let gate = Gate::new(DEVICE);
+    let allocator = Allocator::new(gate.clone(), Config::default());
+    let pool = allocator.create_pool(PoolOptions::default());
+    let route = pool.route_stream(&allocator.default_stream());
+    let growth = gate.stop_at("allocate");
+    let asker = allocator.clone();
+    let asking = thread::spawn(move || drop(asker.allocate(MIB).expect("there is room")));
+    growth.arrives();
+    drop((route, pool));
+    let options = PoolOptions { kind: MemoryKind(7), ..PoolOptions::default() };
+    let next = allocator.create_pool(options);
+    growth.goes_on();
+    asking.join().expect("the request was served");
+
+    let route = next.route_thread();
+    let held = allocator.allocate(MIB).expect("there is room");
+    let segment = held.address().expect("the device has addresses") - held.offset();
+    assert_eq!(gate.kind_at(segment), Some(MemoryKind(7)), "memory of the pool's own kind");
+    drop((route, held, next));
+    assert_given_back(&allocator);
+}
+
+#[test]
+fn the_end_of_a_pool_takes_nothing_from_the_next_pool() {
+    let gate = Gate::new(SimOptions { asynchronous: true, ..DEVICE });
+    let allocator = Allocator::new(gate.clone(), Config::default());
+    let pending = allocator.allocate(MIB).expect("there is room");
+    allocator.record_stream(&pending, &allocator.stream(1));
+    drop(pending);
+    let pool = allocator.create_pool(PoolOptions::default());
+    // A trim waits for blocks that streams still use.
+    let wait = gate.stop_at("wait");
+    let ending = thread::spawn(move || drop(pool));
+    wait.arrives();
+    let next = allocator.create_pool(PoolOptions::default());
+    next.prime(&allocator.default_stream(), 20 * MIB).expect("there is room");
+    let primed = allocator.memory_reserved();
+    wait.goes_on();
+    ending.join().expect("the pool was dropped");
+    assert_eq!(allocator.memory_reserved(), primed, "the next pool keeps what it was primed with");
+    drop(next);
+    assert_given_back(&allocator);
+}
+
+#[track_caller]
+fn assert_given_back(allocator: &Allocator<Gate>) {
+    allocator.empty_cache();
+    allocator.verify();
+    assert_eq!((allocator.memory_reserved(), allocator.backend().sim.used_bytes()), (0, 0));
 }

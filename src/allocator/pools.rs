@@ -67,7 +67,7 @@ impl<B: Backend> Drop for Inner<B> {
             return;
         }
         self.shared.world(|world| world.release_owner(self.owner));
-        self.shared.trim(Trim::of(self.owner));
+        self.shared.trim(Trim::of_gone(self.owner));
     }
 }
 

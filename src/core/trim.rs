@@ -46,6 +46,8 @@ pub(crate) struct Trim {
 enum Scope {
     All,
     Owner(OwnerId),
+    /// One owner whose last handle is gone, unless another took its number over meanwhile.
+    Gone(OwnerId),
     /// Private pools whose last handle is gone.
     Released,
 }
@@ -79,6 +81,11 @@ impl Trim {
         Self { floor: 0, scope: Scope::Owner(owner), stage: Stage::Pending, returned: 0 }
     }
 
+    /// The pools of an owner whose last handle is gone.
+    pub(crate) fn of_gone(owner: OwnerId) -> Self {
+        Self { floor: 0, scope: Scope::Gone(owner), stage: Stage::Pending, returned: 0 }
+    }
+
     /// What released private pools left: follows a free. Waits only for work on pages that are to
     /// go.
     pub(crate) fn released() -> Self {
@@ -90,6 +97,7 @@ impl Trim {
             && match self.scope {
                 Scope::All => true,
                 Scope::Owner(owner) => owner == pool.owner,
+                Scope::Gone(owner) => owner == pool.owner && pool.traits.released,
                 Scope::Released => pool.traits.released,
             }
     }
