@@ -8,7 +8,10 @@ mod gate;
 mod streamed;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use aquifer::backend::{MemoryKind, SimOptions};
 use aquifer::{Allocator, Config, DeviceVec, PoolId, PoolOptions};
@@ -159,4 +162,42 @@ fn assert_given_back(allocator: &Allocator<Gate>) {
     allocator.empty_cache();
     allocator.verify();
     assert_eq!((allocator.memory_reserved(), allocator.backend().sim.used_bytes()), (0, 0));
+}
+
+#[test]
+fn of_two_threads_that_name_a_new_stream_one_registers_it() {
+    let gate = Gate::new(SimOptions { asynchronous: true, ..DEVICE });
+    let allocator = Allocator::new(gate.clone(), Config::default());
+    drop(allocator.allocate_on(&allocator.stream(1), MIB).expect("there is room"));
+    allocator.forget_stream(1);
+    // The new stream is to wait for the one whose place it takes.
+    let wait = gate.stop_at("wait_on");
+    let namer = allocator.clone();
+    let first = thread::spawn(move || namer.stream(7).index());
+    wait.arrives();
+    let (captured, captures) = channel();
+    let capturer = allocator.clone();
+    let second = thread::spawn(move || {
+        let stream = capturer.stream(7);
+        let pool = capturer.create_pool(PoolOptions::default());
+        let guard = capturer.begin_capture(&stream, &pool);
+        captured.send(guard).expect("the test goes on");
+        stream.index()
+    });
+    // A call that concerns stream 7 is under way, so its capture cannot have begun.
+    let early = captures.recv_timeout(Duration::from_millis(100));
+    assert!(early.is_err(), "captured under a call");
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&calls);
+    gate.watch(move |call, stream| {
+        if stream == Some(7) {
+            seen.lock().expect("no test panics here").push(call);
+        }
+    });
+    wait.goes_on();
+    let guard = captures.recv().expect("the capture begins");
+    assert_eq!(first.join().ok(), second.join().ok(), "one place");
+    assert_eq!(*calls.lock().expect("no test panics here"), [""; 0], "calls after the wait");
+    drop(guard);
+    assert_given_back(&allocator);
 }

@@ -8,6 +8,9 @@
 //!                   └─▶ a new place
 //! ```
 //!
+//! A stream has one place at a time: of several threads that name a new one the first registers
+//! it, and the others wait for that.
+//!
 //! A forgotten stream strands nothing: its last event covers all it did, its cached memory serves
 //! other streams and the next new one, and allocations that are still live are freed as ever.
 
@@ -17,7 +20,7 @@ use std::sync::{Arc, PoisonError};
 use crate::allocator::Allocator;
 use crate::allocator::cell::Cell;
 use crate::allocator::shared::Shared;
-use crate::allocator::sync::{Mutex, Ordering};
+use crate::allocator::sync::{Condvar, Mutex, MutexGuard, Ordering};
 use crate::backend::Backend;
 use crate::core::lifetime::Clock;
 use crate::id::{AllocationId, ArenaId};
@@ -52,14 +55,43 @@ impl<B: Backend> Stream<B> {
     }
 }
 
+/// Known streams and their places; none for one that a thread is about to register.
+type Known<B> = HashMap<<B as Backend>::Stream, Option<ArenaId>>;
+
 /// The registered streams.
 pub(super) struct Streams<B: Backend> {
-    known: Mutex<HashMap<B::Stream, ArenaId>>,
+    known: Mutex<Known<B>>,
+    /// Signalled when a registration has ended.
+    registered: Condvar,
 }
 
 impl<B: Backend> Streams<B> {
     pub(super) fn new(default: B::Stream) -> Self {
-        Self { known: Mutex::new(HashMap::from([(default, ArenaId(0))])) }
+        let known = HashMap::from([(default, Some(ArenaId(0)))]);
+        Self { known: Mutex::new(known), registered: Condvar::new() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known<B>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A registration under way. Dropped before it is done, as by a panic, the stream is unknown again.
+struct Registration<'a, B: Backend> {
+    streams: &'a Streams<B>,
+    raw: B::Stream,
+    place: Option<ArenaId>,
+}
+
+impl<B: Backend> Drop for Registration<'_, B> {
+    fn drop(&mut self) {
+        let mut known = self.streams.known();
+        match self.place {
+            Some(id) => drop(known.insert(self.raw, Some(id))),
+            None => drop(known.remove(&self.raw)),
+        }
+        drop(known);
+        self.streams.registered.notify_all();
     }
 }
 
@@ -84,24 +116,26 @@ impl<B: Backend> Shared<B> {
         Stream { cell, incarnation }
     }
 
-    fn known(&self, raw: B::Stream) -> Option<ArenaId> {
-        let known = self.streams.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&raw).copied()
-    }
-
     fn register(self: &Arc<Self>, raw: B::Stream) -> Stream<B> {
-        if let Some(id) = self.known(raw) {
-            return self.handle(id);
+        let mut known = self.streams.known();
+        loop {
+            match known.get(&raw) {
+                // Made with the table locked: the stream cannot be forgotten before.
+                Some(Some(id)) => return self.handle(*id),
+                Some(None) => {
+                    let waited = self.streams.registered.wait(known);
+                    known = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+                None => break,
+            }
         }
-        let id = self.adopt(raw).unwrap_or_else(|| self.add(raw));
-        let mut known = self.streams.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = *known.entry(raw).or_insert(id);
+        known.insert(raw, None);
         drop(known);
-        if first != id {
-            // Another thread registered the stream meanwhile; the place waits for the next new one.
-            self.retire(id);
-        }
-        self.handle(first)
+        let mut registration = Registration { streams: &self.streams, raw, place: None };
+        let id = self.adopt(raw).unwrap_or_else(|| self.add(raw));
+        registration.place = Some(id);
+        // Nobody can forget the stream before the registration is dropped.
+        self.handle(id)
     }
 
     /// Takes over the place of a forgotten stream, if there is one and `raw` can be ordered after
@@ -140,19 +174,21 @@ impl<B: Backend> Shared<B> {
     }
 
     fn forget(&self, raw: B::Stream) {
-        let mut known = self.streams.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.get(&raw) == Some(&ArenaId(0)) {
+        let mut known = self.streams.known();
+        let Some(&Some(id)) = known.get(&raw) else { return };
+        if id == ArenaId(0) {
             drop(known);
             log::warn!("aquifer: the default stream cannot be forgotten: {raw:?}");
             return;
         }
-        let Some(&id) = known.get(&raw) else { return };
-        let recording = self.lock_global().is_recording(id);
-        assert!(!recording, "the stream has an open recording: submit it, or throw it away, first");
+        if self.lock_global().is_recording(id) {
+            drop(known);
+            panic!("the stream has an open recording: submit it, or throw it away, first");
+        }
         known.remove(&raw);
-        drop(known);
         let cell = self.cell(id).expect("a known stream has its cell");
         cell.incarnation.fetch_add(1, Ordering::Relaxed);
+        drop(known);
         self.routes.forget(id);
         self.retire(id);
     }
