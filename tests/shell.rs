@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use aquifer::backend::{MemoryKind, SimOptions};
+use aquifer::backend::{MemoryKind, Sim, SimOptions};
 use aquifer::{Allocator, Config, DeviceVec, PoolId, PoolOptions};
 
 use gate::Gate;
@@ -200,4 +200,38 @@ fn of_two_threads_that_name_a_new_stream_one_registers_it() {
     assert_eq!(*calls.lock().expect("no test panics here"), [""; 0], "calls after the wait");
     drop(guard);
     assert_given_back(&allocator);
+}
+
+#[test]
+fn no_segment_goes_back_on_behalf_of_a_captured_stream() {
+    let sim = sim(64 * MIB);
+    let allocator = Allocator::new(sim.clone(), Config::default());
+    let stream = allocator.stream(1);
+    let old = allocator.create_pool(PoolOptions::default());
+    let route = old.route_thread();
+    let held = allocator.allocate_on(&stream, MIB).expect("there is room");
+    drop((route, old));
+    let pool = allocator.create_pool(PoolOptions::default());
+    pool.prime(&stream, MIB).expect("there is room");
+    let capture = allocator.begin_capture(&stream, &pool);
+    let calls = sim.calls();
+    // Its pool is gone, so the segment is to go back; but not now.
+    drop(held);
+    assert_eq!(sim.calls(), calls, "a free");
+    let size = |bytes| allocator.allocate_on(&stream, bytes).expect("the pool was primed");
+    // The slow way, since the peak of both streams together is a new one.
+    let captured = [size(MIB / 2), size(MIB / 4)];
+    assert_eq!(sim.calls(), calls, "a request");
+    drop(capture);
+    assert_eq!(sim.calls().free, calls.free + 1, "the end of the capture");
+    drop((captured, pool));
+    assert_emptied(&allocator);
+}
+
+#[test]
+fn a_device_without_bounds_has_ranges() {
+    let options = SimOptions { capacity: u64::MAX, virtual_memory: true, ..DEVICE };
+    let allocator = Allocator::new(Sim::new(options), expandable());
+    drop(allocator.allocate(MIB).expect("there is room"));
+    assert_emptied(&allocator);
 }

@@ -182,7 +182,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         }
         let page = self.page_size(want.group);
         let limit = align_down(self.device.segment_max.min(SEGMENT_MAX), page);
-        let liked = self.device.total.map_or(limit, |total| align_up(total / 8 * 9, page));
+        let liked =
+            self.device.total.map_or(limit, |total| align_up((total / 8).saturating_mul(9), page));
         let needed = align_up(to_bytes(want.size) + to_bytes(want.align), page);
         (needed <= limit).then(|| liked.max(needed).min(limit))
     }
