@@ -242,11 +242,12 @@ impl<B: Backend> Allocation<B> {
             offset: self.grant.offset,
             size: self.requested,
         };
-        if let Some((address, shared)) = raw.address.zip(self.cell.shared.upgrade()) {
-            shared.addresses().insert(address, raw.id);
-        }
+        // Before the address is known: a free by it must not find the block still owned.
         if raw.id != AllocationId::EMPTY {
             self.cell.lock().disown(raw.id);
+        }
+        if let Some((address, shared)) = raw.address.zip(self.cell.shared.upgrade()) {
+            shared.addresses().insert(address, raw.id);
         }
         let mut this = self;
         this.grant.id = AllocationId::EMPTY;

@@ -38,6 +38,8 @@ mod shared;
 mod streams;
 mod sync;
 mod tags;
+#[cfg(test)]
+mod tests;
 
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
@@ -213,7 +215,14 @@ impl<B: Backend> Allocator<B> {
             return Ok(());
         }
         let cell = self.shared.cell(id.arena()).ok_or(FreeError::Unknown)?;
-        if cell.free_unowned(id) { Ok(()) } else { Err(FreeError::Unknown) }
+        let address = cell.lock().address_of(id);
+        if !cell.free_unowned(id) {
+            return Err(FreeError::Unknown);
+        }
+        if let Some(address) = address {
+            self.shared.forget_address(address, id);
+        }
+        Ok(())
     }
 
     /// Frees a raw allocation by its device address.

@@ -166,6 +166,14 @@ impl<B: Backend> Shared<B> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A raw allocation was freed by its id. Another one may begin at its address by now.
+    pub(super) fn forget_address(&self, address: u64, id: AllocationId) {
+        let mut addresses = self.addresses();
+        if addresses.get(&address) == Some(&id) {
+            addresses.remove(&address);
+        }
+    }
+
     /// Serves a request: from the stream's own pools if it can, else by the ladder.
     #[inline]
     pub(super) fn allocate(

@@ -260,6 +260,13 @@ impl<M> Arena<M> {
         }
     }
 
+    /// The device address of a live block, where there are addresses.
+    pub(crate) fn address_of(&self, id: AllocationId) -> Option<u64> {
+        let block = &self.blocks[self.live(id)?.0.index()];
+        let base = self.segments[block.segment.index()].base;
+        (base != 0).then(|| base + to_bytes(block.offset))
+    }
+
     /// The block has no owner from now on: it lives until it is freed by id.
     pub(crate) fn disown(&mut self, id: AllocationId) {
         if let Some((block, _)) = self.live(id) {
