@@ -8,17 +8,18 @@ mod gate;
 mod streamed;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use aquifer::backend::{MemoryKind, Sim, SimOptions};
-use aquifer::{Allocator, Config, DeviceVec, PoolId, PoolOptions};
+use aquifer::{AllocError, Allocator, Config, DeviceVec, PoolId, PoolOptions};
 
 use gate::Gate;
 use streamed::Streamed;
-use support::{MIB, assert_emptied, assert_nothing_held, expandable, sim};
+use support::{MIB, assert_emptied, assert_nothing_held, configured, expandable, sim};
 
 /// A device of 64 MiB.
 const DEVICE: SimOptions = SimOptions {
@@ -234,4 +235,74 @@ fn a_device_without_bounds_has_ranges() {
     let allocator = Allocator::new(Sim::new(options), expandable());
     drop(allocator.allocate(MIB).expect("there is room"));
     assert_emptied(&allocator);
+}
+
+#[test]
+fn headroom_may_be_without_bounds() {
+    let config = configured(|config| {
+        (config.headroom, config.headroom_learned_max) = (Some(1e30), f64::MAX);
+    });
+    let allocator = Allocator::new(sim(64 * MIB), config);
+    for size in [MIB, 20 * MIB, 30 * MIB, 40 * MIB] {
+        drop(allocator.allocate(size).expect("there is room"));
+        allocator.verify();
+    }
+    assert_emptied(&allocator);
+}
+
+#[test]
+fn requests_that_are_all_refused_do_not_keep_each_other_going() {
+    const THREADS: u32 = 4;
+    const REQUESTS: u32 = 5;
+    let gate = Gate::new(DEVICE);
+    let allocator = Allocator::new(gate.clone(), Config::default());
+    // A driver takes its time to refuse, so that the refusals of all threads overlap; but not for
+    // ever, so that the test ends if they do not.
+    let refusals = AtomicU64::new(0);
+    gate.watch(move |call, _| {
+        if call == "allocate" && refusals.fetch_add(1, Ordering::Relaxed) < 500 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            let allocator = &allocator;
+            scope.spawn(move || {
+                let stream = allocator.stream(number);
+                for _ in 0..REQUESTS {
+                    let refused = allocator.allocate_on(&stream, DEVICE.capacity + 1);
+                    assert!(matches!(refused, Err(AllocError::OutOfMemory(_))), "{refused:?}");
+                }
+            });
+        }
+    });
+    // A request alone asks the device twice.
+    let calls = gate.sim.calls().allocate;
+    assert!(calls <= u64::from(4 * THREADS * REQUESTS), "{calls} calls");
+    assert_given_back(&allocator);
+}
+
+#[test]
+fn a_trim_does_not_wait_for_what_others_do_meanwhile() {
+    let gate = Gate::new(DEVICE);
+    let allocator = Allocator::new(gate.clone(), Config::default());
+    let other = allocator.stream(1);
+    let use_and_free = move |allocator: &Allocator<Gate>| {
+        let held = allocator.allocate(MIB).expect("there is room");
+        allocator.record_stream(&held, &other);
+    };
+    use_and_free(&allocator);
+    // Another block begins to wait for the stream during each of the first waits.
+    let (user, waits) = (allocator.clone(), AtomicU64::new(0));
+    gate.watch(move |call, _| {
+        if call == "wait" && waits.fetch_add(1, Ordering::Relaxed) < 100 {
+            use_and_free(&user);
+        }
+    });
+    allocator.empty_cache();
+    let waits = gate.sim.calls().synchronize;
+    // Cuts the ring of the hook and the allocator.
+    gate.watch(|_, _| ());
+    assert!(waits <= 2, "{waits} waits");
+    assert_given_back(&allocator);
 }

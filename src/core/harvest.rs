@@ -61,14 +61,20 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// Towards the completion of pending blocks: record what no event covers, or wait for the
     /// newest event that one of them needs. `None` when nothing waits (but for streams that must be
-    /// left alone).
-    pub(crate) fn await_pending(&mut self) -> Option<Step<M, E>> {
+    /// left alone). `until` has the ticks, by stream, behind which nothing is waited for.
+    pub(crate) fn await_pending(&mut self, until: Option<&[u64]>) -> Option<Step<M, E>> {
         for index in 0..self.global.clocks.len() {
             let stream = ArenaId::from_index(index);
             if self.global.is_apart(stream) {
                 continue;
             }
             let Some(tick) = self.global.clocks[index].awaited_tick() else { continue };
+            // Streams that came later than the ticks have none.
+            let last = until.map_or(u64::MAX, |ticks| ticks.get(index).copied().unwrap_or(0));
+            let tick = tick.min(last);
+            if tick <= self.global.clocks[index].completed {
+                continue;
+            }
             match self.event_for(stream, tick) {
                 Event::Recorded(recorded) => return Some(Step::Wait { stream, recorded }),
                 Event::ToRecord(tick) => return Some(Step::Record { stream, tick }),

@@ -417,7 +417,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// Waits on the host for one event that stands between the request and memory.
     fn await_submitted(&mut self, miss: &mut Miss) -> Climb<M, E> {
-        if let Some(step) = self.await_pending() {
+        if let Some(step) = self.await_pending(None) {
             return Climb::Do(step);
         }
         let mut wants = self.helpers(&miss.want);

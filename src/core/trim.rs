@@ -37,6 +37,8 @@ pub(crate) struct Trim {
     floor: Bytes,
     scope: Scope,
     stage: Stage,
+    /// How far each stream was when the trim began: what others do meanwhile is not waited for.
+    until: Vec<u64>,
     /// Bytes on their way back so far.
     pub(crate) returned: Bytes,
 }
@@ -73,23 +75,27 @@ impl Trim {
     /// Everything, down to a floor.
     pub(crate) fn all(floor: Bytes) -> Self {
         let stage = if floor == 0 { Stage::Pending } else { Stage::Idle };
-        Self { floor, scope: Scope::All, stage, returned: 0 }
+        Self::new(floor, Scope::All, stage)
     }
 
     /// The pools of one owner.
     pub(crate) fn of(owner: OwnerId) -> Self {
-        Self { floor: 0, scope: Scope::Owner(owner), stage: Stage::Pending, returned: 0 }
+        Self::new(0, Scope::Owner(owner), Stage::Pending)
     }
 
     /// The pools of an owner whose last handle is gone.
     pub(crate) fn of_gone(owner: OwnerId) -> Self {
-        Self { floor: 0, scope: Scope::Gone(owner), stage: Stage::Pending, returned: 0 }
+        Self::new(0, Scope::Gone(owner), Stage::Pending)
     }
 
     /// What released private pools left: follows a free. Waits only for work on pages that are to
     /// go.
     pub(crate) fn released() -> Self {
-        Self { floor: 0, scope: Scope::Released, stage: Stage::Segments, returned: 0 }
+        Self::new(0, Scope::Released, Stage::Segments)
+    }
+
+    fn new(floor: Bytes, scope: Scope, stage: Stage) -> Self {
+        Self { floor, scope, stage, until: Vec::new(), returned: 0 }
     }
 
     fn includes(&self, pool: &Pool, trim_private: bool) -> bool {
@@ -129,9 +135,13 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     pub(crate) fn trim_step(&mut self, trim: &mut Trim) -> Option<Step<M, E>> {
         loop {
             self.absorb();
+            if trim.until.is_empty() {
+                let streams = (0..self.arenas.len()).map(ArenaId::from_index);
+                trim.until = streams.map(|stream| self.point(stream, u64::MAX).tick).collect();
+            }
             let step = match trim.stage {
                 Stage::Idle | Stage::Segments => self.trim_segments(trim),
-                Stage::Pending => self.await_pending(),
+                Stage::Pending => self.await_pending(Some(&trim.until)),
                 Stage::PageUse => self.await_page_use(trim),
                 Stage::Pages => self.trim_pages(trim),
                 Stage::Ranges => self.trim_ranges(trim),
@@ -199,9 +209,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     /// Waits for streams whose own work may still touch pages that are to go.
     fn await_page_use(&mut self, trim: &Trim) -> Option<Step<M, E>> {
         let trim_private = self.config.trim_private_pools;
-        for index in 0..self.arenas.len() {
+        for (index, &until) in trim.until.iter().enumerate() {
             let stream = ArenaId::from_index(index);
             let tick = self.newest_page_use(stream, |pool| trim.includes(pool, trim_private));
+            let tick = tick.map(|tick| tick.min(until));
             let Some(tick) = tick.filter(|&tick| tick > self.global.clocks[index].completed) else {
                 continue;
             };
