@@ -98,7 +98,7 @@ fn requests_that_all_fail_do_not_wake_each_other_for_ever() {
         let device = Hooked::new(SimOptions { capacity: 64 * MIB, ..SimOptions::default() });
         let allocator = Allocator::new(device.clone(), Config::default());
         let held = allocator.allocate(60 * MIB).expect("room");
-        device.delay_us.store(1000, Ordering::Relaxed);
+        device.yields.store(200, Ordering::Relaxed);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| assert!(allocator.allocate(30 * MIB).is_err()));

@@ -24,6 +24,7 @@
 //! | `allocation` | requests, allocations, ids, errors |
 //! | `streams`    | registration, adoption and retirement of streams |
 //! | `pools`      | private pools, routes, captures |
+//! | `recording`  | work that is written down and not submitted |
 //! | `pressure`   | out-of-memory callbacks |
 //! | `sync`       | where the locks come from |
 //! | `tags`       | interned names |
@@ -34,6 +35,7 @@ mod perform;
 mod places;
 mod pools;
 mod pressure;
+mod recording;
 mod shared;
 mod streams;
 mod sync;
@@ -44,7 +46,8 @@ mod tests;
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
 pub use pressure::{CallbackGuard, Pressure};
-pub use streams::{RecordingGuard, Stream};
+pub use recording::RecordingGuard;
+pub use streams::Stream;
 
 use std::panic::Location;
 use std::sync::Arc;

@@ -129,7 +129,7 @@ impl<B: Backend> Routes<B> {
         self.retain(|route| route.of != Of::Stream(stream));
     }
 
-    fn retain(&self, keep: impl Fn(&Route) -> bool) {
+    fn retain(&self, keep: impl Fn(&Route<B>) -> bool) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.0.retain(keep);
         self.active.store(list.0.len(), Ordering::Release);

@@ -8,7 +8,7 @@ use crate::units::Bytes;
 
 /// Requests that the device refuses at one time could wake each other for ever. Each of them starts
 /// over so many times because others were refused, and any number of times when memory came back.
-const PATIENCE: u32 = 8;
+const PATIENCE: u32 = 1;
 
 /// A request on its way up the ladder.
 #[derive(Debug)]

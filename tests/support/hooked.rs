@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use aquifer::Bytes;
 use aquifer::backend::{
@@ -19,13 +18,13 @@ pub(crate) struct Hooked {
     pub(crate) sim: Sim,
     /// Gets the name of the call; where it says `false`, calls that give memory are refused.
     hook: Arc<Mutex<Option<Box<Hook>>>>,
-    /// How long every call takes, in microseconds.
-    pub(crate) delay_us: Arc<AtomicU64>,
+    /// How often every call lets other threads go first: a driver takes its time.
+    pub(crate) yields: Arc<AtomicU64>,
 }
 
 impl Hooked {
     pub(crate) fn new(options: SimOptions) -> Self {
-        Self { sim: Sim::new(options), hook: Arc::default(), delay_us: Arc::default() }
+        Self { sim: Sim::new(options), hook: Arc::default(), yields: Arc::default() }
     }
 
     pub(crate) fn set(&self, hook: impl FnMut(&'static str) -> bool + Send + 'static) {
@@ -38,7 +37,7 @@ impl Hooked {
     }
 
     fn ask(&self, call: &'static str) -> bool {
-        std::thread::sleep(Duration::from_micros(self.delay_us.load(Ordering::Relaxed)));
+        (0..self.yields.load(Ordering::Relaxed)).for_each(|_| std::thread::yield_now());
         // Taken out while it runs: what it does to the allocator may call the device.
         let Some(mut hook) = self.place().take() else { return true };
         let goes_on = hook(call);
