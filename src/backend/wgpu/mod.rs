@@ -69,6 +69,8 @@ struct Inner {
     device: Device,
     queue: Queue,
     limits: Limits,
+    /// The most bytes of one binding: of a storage buffer, of a uniform buffer.
+    binding_max: [Bytes; 2],
     loss: Arc<Loss>,
     used: AtomicU64,
     made: AtomicU64,
@@ -141,7 +143,12 @@ impl Wgpu {
             );
         }
         let limits = setup::limits(&device);
+        let asked = device.limits();
         let inner = Inner {
+            binding_max: [
+                asked.max_storage_buffer_binding_size,
+                asked.max_uniform_buffer_binding_size,
+            ],
             device,
             queue,
             limits,
@@ -171,7 +178,12 @@ impl Wgpu {
 
     /// The most bytes that one binding of a storage buffer may have, as the device was asked for.
     pub fn binding_max(&self) -> Bytes {
-        self.inner.device.limits().max_storage_buffer_binding_size
+        self.inner.binding_max[0]
+    }
+
+    /// The most bytes that one binding of a uniform buffer may have, as the device was asked for.
+    pub fn uniform_max(&self) -> Bytes {
+        self.inner.binding_max[1]
     }
 
     /// How much memory the device has, and who says so; `None` if nobody does. A driver call.

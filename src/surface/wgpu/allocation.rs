@@ -14,6 +14,8 @@
 //!
 //! - U1: a stream that may have used the bytes, other than their own, is in `uses`, or `uses` says
 //!   anywhere.
+//! - U2: work of an earlier owner can be open only on `stream`, which asked for the bytes: others
+//!   get nothing that an open recording may use (R2 of the core).
 //!
 //! A drop costs one load and the free while no scope but the own is open.
 
@@ -67,13 +69,21 @@ pub struct WgpuAllocation {
     /// Declared, and so dropped, before the block: a segment that goes has no user left.
     segment: OnceLock<Arc<WgpuSegment>>,
     uses: Uses,
+    /// The place of the stream that asked for it; the bytes may be lent from another one's.
+    stream: u32,
     block: Option<Allocation<Wgpu>>,
     scrubber: Option<Arc<Scrubber>>,
 }
 
 impl WgpuAllocation {
-    pub(super) fn new(block: Allocation<Wgpu>, scrubber: Option<Arc<Scrubber>>) -> Self {
-        Self { segment: OnceLock::new(), uses: Uses::default(), block: Some(block), scrubber }
+    /// An allocation for the stream at a place.
+    pub(super) fn new(
+        block: Allocation<Wgpu>,
+        stream: u32,
+        scrubber: Option<Arc<Scrubber>>,
+    ) -> Self {
+        let (segment, uses) = (OnceLock::new(), Uses::default());
+        Self { segment, uses, stream, block: Some(block), scrubber }
     }
 
     pub(super) fn block(&self) -> &Allocation<Wgpu> {
@@ -170,17 +180,16 @@ impl WgpuAllocation {
     /// Whether nothing that is recorded and not submitted can touch the bytes: neither this owner's
     /// work, nor an earlier one's.
     pub(super) fn is_settled(&self) -> bool {
-        let block = self.block();
-        let recordings = block.backend().recordings();
+        let recordings = self.block().backend().recordings();
         if recordings.is_empty() {
             return true;
         }
-        let open = recordings.snapshot();
         let uses = self.uses.bits();
-        // An earlier owner's work can be open only on the bytes' own stream (R2 of the core).
-        !open.iter().any(|&stream| {
-            stream == block.stream_index() || uses & (ANYWHERE | Uses::bit(stream)) != 0
-        })
+        let open = recordings.snapshot();
+        // U1 and U2.
+        !open
+            .iter()
+            .any(|&stream| stream == self.stream || uses & (ANYWHERE | Uses::bit(stream)) != 0)
     }
 
     /// Records the open scopes that may use the bytes as their users (U1).
@@ -223,7 +232,8 @@ impl Drop for WgpuAllocation {
             Some(scrubber) => {
                 let (segment, uses) =
                     (std::mem::take(&mut self.segment), std::mem::take(&mut self.uses));
-                scrubber.push(Self { segment, uses, block: self.block.take(), scrubber: None });
+                let (stream, block) = (self.stream, self.block.take());
+                scrubber.push(Self { segment, uses, stream, block, scrubber: None });
             }
             None => self.mark_users(),
         }

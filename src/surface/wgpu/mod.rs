@@ -64,7 +64,7 @@ pub use transfer::Download;
 pub use vec::{GpuVec, VecDownload};
 
 use crate::allocator::{
-    AllocError, Allocation, Allocator, CallbackGuard, MemInfo, PoolOptions, PrivatePool,
+    AllocError, Allocation, Allocator, CallbackGuard, MemInfo, PoolOptions, PrivatePool, Stream,
 };
 use crate::backend::wgpu::recommended_device_descriptor;
 use crate::backend::{Backend, Lost, MemoryInfo, Role, Wgpu};
@@ -245,16 +245,16 @@ impl Shared {
 
     /// The most bytes of a block of this role, if blocks of the role are bound.
     fn binding_max(&self, role: Role) -> Option<Bytes> {
-        let limits = || self.core.backend().device().limits();
         match role {
             Role::Storage | Role::StorageExclusive => Some(self.core.backend().binding_max()),
-            Role::Uniform => Some(limits().max_uniform_buffer_binding_size),
+            Role::Uniform => Some(self.core.backend().uniform_max()),
             _ => None,
         }
     }
 
-    fn wrap(&self, block: Allocation<Wgpu>) -> WgpuAllocation {
-        WgpuAllocation::new(block, self.scrubber.clone())
+    /// A block in its user's hands, who asked for it on a stream, or on none.
+    fn wrap(&self, block: Allocation<Wgpu>, stream: Option<&Stream<Wgpu>>) -> WgpuAllocation {
+        WgpuAllocation::new(block, stream.map_or(0, Stream::index), self.scrubber.clone())
     }
 }
 

@@ -154,7 +154,7 @@ impl Scope {
                 request = request.pool(pool);
             }
             let block = request.in_place_of(guard.block()).allocate_cached()?;
-            places.push(shared.wrap(block));
+            places.push(shared.wrap(block, Some(stream)));
         }
         Some(places)
     }

@@ -104,7 +104,7 @@ impl<'a> WgpuRequest<'a> {
             request = request.pool(pool);
         }
         match request.allocate() {
-            Ok(block) => Ok(shared.wrap(block)),
+            Ok(block) => Ok(shared.wrap(block, stream)),
             Err(AllocError::OutOfMemory(report)) if !avoid.is_empty() && role == Role::Storage => {
                 // A whole segment was too much; a buffer of just the size may be had.
                 let alone = shared.core.request(size).tag(tag);
@@ -113,7 +113,8 @@ impl<'a> WgpuRequest<'a> {
                     Some(stream) => alone.on(stream).allocate(),
                     None => alone.allocate(),
                 };
-                alone.map(|block| shared.wrap(block)).map_err(|_| AllocError::OutOfMemory(report))
+                let alone = alone.map(|block| shared.wrap(block, stream));
+                alone.map_err(|_| AllocError::OutOfMemory(report))
             }
             Err(error) => Err(error),
         }

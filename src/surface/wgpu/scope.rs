@@ -270,7 +270,8 @@ impl Scope {
         from: &WgpuAllocation,
     ) -> Result<Download, DownloadError> {
         self.uses(from);
-        Download::record(&self.shared, encoder, from, &self.berth.progress)
+        let work = (Some(self.stream_index()), &self.berth.progress);
+        Download::record(&self.shared, encoder, from, work)
     }
 
     /// Finishes the encoder and submits it. From here on its memory is everyone's, in the order of

@@ -18,9 +18,8 @@ use super::Shared;
 use super::allocation::WgpuAllocation;
 use super::error::{DownloadError, UploadError};
 use super::lanes::Progress;
-use crate::allocator::Allocation;
 use crate::backend::wgpu::wait::Signal;
-use crate::backend::{Role, Wgpu, WgpuSegment};
+use crate::backend::{Role, WgpuSegment};
 use crate::units::{Bytes, MIB, align_up};
 
 /// Writes are cut into pieces of so many bytes, so that few chunks serve large ones.
@@ -77,7 +76,7 @@ impl Shared {
     pub(super) fn read(self: &Arc<Self>, from: &WgpuAllocation) -> Result<Vec<u8>, DownloadError> {
         let mut encoder = self.encoder("aquifer read");
         let progress = Progress::of(&encoder);
-        let download = Download::record(self, &mut encoder, from, &progress)?;
+        let download = Download::record(self, &mut encoder, from, (None, &progress))?;
         self.core.backend().queue().submit([encoder.finish()]);
         download.wait()
     }
@@ -110,8 +109,9 @@ impl Drop for Charge {
 /// Recorded by [`Scope::download`](super::Scope::download); readable when that scope was submitted.
 /// It can be read more than once.
 pub struct Download {
-    /// `None` if there is nothing to read. The segment goes before the block.
-    buffer: Option<(Arc<WgpuSegment>, Allocation<Wgpu>)>,
+    /// `None` if there is nothing to read. Dropped before the copy was submitted, its bytes wait
+    /// for that: a buffer that another download maps must not be written.
+    buffer: Option<WgpuAllocation>,
     size: Bytes,
     progress: Arc<Progress>,
     charge: Charge,
@@ -131,7 +131,7 @@ impl Download {
         shared: &Arc<Shared>,
         encoder: &mut CommandEncoder,
         from: &WgpuAllocation,
-        progress: &Arc<Progress>,
+        (stream, progress): (Option<u32>, &Arc<Progress>),
     ) -> Result<Self, DownloadError> {
         let (size, padded) = (from.size(), from.padded());
         let charge = shared.charge_readback(padded)?;
@@ -141,10 +141,13 @@ impl Download {
         }
         let pool = shared.pool(Role::Readback).expect("readback buffers have a pool");
         let block = shared.core.request(padded).pool(pool).tag(shared.staging_tag).allocate()?;
-        let segment = block.view().expect("it has bytes");
-        let source = from.segment().buffer();
-        encoder.copy_buffer_to_buffer(source, from.offset(), segment.buffer(), 0, Some(padded));
-        Ok(Self { buffer: Some((segment, block)), size, progress, charge })
+        let to = shared.wrap(block, None);
+        if let Some(stream) = stream {
+            to.note_use(stream);
+        }
+        let (source, target) = (from.segment().buffer(), to.segment().buffer());
+        encoder.copy_buffer_to_buffer(source, from.offset(), target, 0, Some(padded));
+        Ok(Self { buffer: Some(to), size, progress, charge })
     }
 
     /// Bytes that will be read.
@@ -168,7 +171,7 @@ impl Download {
             backend.synchronize()?;
             self.check_done()?;
         }
-        let Some((segment, _)) = &self.buffer else { return Ok(Vec::new()) };
+        let Some(segment) = self.segment() else { return Ok(Vec::new()) };
         let (mapped, signal) = self.map(segment);
         backend.synchronize()?;
         drop(signal);
@@ -185,10 +188,14 @@ impl Download {
             self.charge.shared.core.backend().completion().await;
             self.check_done()?;
         }
-        let Some((segment, _)) = &self.buffer else { return Ok(Vec::new()) };
+        let Some(segment) = self.segment() else { return Ok(Vec::new()) };
         let (mapped, signal) = self.map(segment);
         signal.await;
         self.take(segment, &mapped)
+    }
+
+    fn segment(&self) -> Option<&WgpuSegment> {
+        self.buffer.as_ref().map(|buffer| &**buffer.segment())
     }
 
     /// All that was submitted is complete; whether that was this.
