@@ -24,18 +24,24 @@
 //! # Ok::<(), aquifer::AllocError>(())
 //! ```
 //!
+//! On a GPU, through wgpu, it is a `WgpuAllocator` (feature `wgpu`, on by default): the same
+//! allocator with buffers, encoders and bindings; see `surface`.
+//!
 //! # The picture
 //!
 //! ```text
 //!        your program                                  aquifer (feature cli): demo, replay, bench
+//!            │                                                  │
+//!            ├──▶ surface   wgpu: scopes, buffers, transfers    │
+//!            │        │                                         │
 //!            │ allocate, drop, empty_cache, memory_stats        │
-//!   ┌────────▼───────────────────────────────────────────────────────────────────┐
+//!   ┌────────▼────────▼──────────────────────────────────────────────────────────┐
 //!   │ allocator   the shell: lock → ask the core for a step → unlock →           │
 //!   │             do it on the backend → lock → commit the outcome               │
 //!   └───┬───────────────────────────┬────────────────────────────────┬───────────┘
 //!       │ step / commit             │ reads                          │ Backend trait
 //!   ┌───▼──────────────┐   ┌────────▼──────────┐       ┌─────────────▼────────────┐
-//!   │ core  the policy │   │ report            │       │ backend   host, sim      │
+//!   │ core  the policy │   │ report            │       │ backend  host, sim, wgpu │
 //!   └──────────────────┘   └───────────────────┘       └──────────────────────────┘
 //! ```
 //!
@@ -51,9 +57,10 @@
 //! | [`config`] | every knob; reads `PYTORCH_CUDA_ALLOC_CONF` |
 //! | `core` | the policy: a deterministic state machine |
 //! | [`report`] | statistics, snapshots, holders, out-of-memory reports |
-//! | [`backend`] | the contract with devices; host memory; a simulated device |
+//! | [`backend`] | the contract with devices; host memory; a simulated device; wgpu buffers |
 //! | [`allocator`] | the shell: locks, backend calls, the public face |
 //! | [`mod@vec`] | typed access to memory that the CPU can see |
+//! | `surface` | what users of one API hold: wgpu's scopes, allocations, vectors |
 //! | [`trace`] | recordings of allocations: read, write, replay |
 //!
 //! # Words
@@ -65,6 +72,8 @@
 //!   and owner.
 //! - *arena*: one stream's pools; what a hit locks.
 //! - *stream*: one ordered timeline of device work. *event*: a mark on it.
+//! - *recording*: work of a stream that is written down and not handed to the device yet.
+//! - *scope*: one encoder of wgpu from its beginning to its submission: a recording.
 //! - *trim*: give cached memory back. The public call keeps PyTorch's name, `empty_cache`.
 //! - *backend*: whatever owns the memory.
 //!
