@@ -92,8 +92,9 @@ impl AllocationId {
     pub(crate) const BLOCK_MAX: u32 = 1 << 28;
 
     pub(crate) fn new(arena: ArenaId, block: BlockId, serial: u32) -> Self {
-        // A full arena table and a full block table are refused before they get here.
-        debug_assert!(arena.0 < Self::ARENA_MAX && block.0 < Self::BLOCK_MAX);
+        // A full arena table is refused before it gets here.
+        debug_assert!(arena.0 < Self::ARENA_MAX);
+        assert!(block.0 < Self::BLOCK_MAX, "one stream has more than 2^28 blocks");
         let serial = u64::from(serial & Self::SERIAL_MASK);
         Self(u64::from(arena.0) << 52 | u64::from(block.0) << 24 | serial)
     }

@@ -141,7 +141,8 @@ macro_rules! one_queue {
                 a_recording_has_its_memory_back_at_once, others_get_nothing_of_an_open_recording,
                 what_was_freed_before_a_recording_is_lent, a_use_in_a_recording_is_waited_for,
                 a_trim_leaves_open_recordings_alone, exhaustion_beside_a_recording_is_an_error,
-                a_recording_stream_cannot_be_forgotten, segments_can_be_avoided,
+                the_error_says_what_waits_for_a_recording, a_recording_stream_cannot_be_forgotten,
+                segments_can_be_avoided,
                 a_pool_can_be_named, exclusive_segments_are_made_to_measure,
             };
         }

@@ -73,6 +73,13 @@ impl OomReport {
                  set_memory_fraction) or ask for less"
                     .into()
             }
+            OomCause::NoRoom if self.device_total.is_some_and(|total| self.requested > total) => {
+                "the request alone exceeds the device; ask for less at once".into()
+            }
+            // What could be waited for was waited for.
+            OomCause::NoRoom if self.pending >= self.requested => {
+                "freed memory waits for work that is recorded and not submitted; submit it".into()
+            }
             OomCause::NoRoom if cached >= self.requested && self.could_expand => {
                 "free memory is in pieces that cannot be joined; switch on \
                  Config::expandable_segments"

@@ -97,6 +97,21 @@ pub(crate) fn exhaustion_beside_a_recording_is_an_error<D: Device>(subject: &Sub
     assert_emptied(&allocator);
 }
 
+pub(crate) fn the_error_says_what_waits_for_a_recording<D: Device>(subject: &Subject<D>) {
+    let (_, allocator) = subject.with(64 * MIB, |_| {});
+    let stream = allocator.stream(1);
+    let held = allocator.allocate(40 * MIB).expect("room");
+    let recording = allocator.begin_recording(&stream);
+    allocator.record_stream(&held, &stream);
+    drop(held);
+    let text = allocator.allocate(40 * MIB).expect_err("it waits").to_string();
+    assert!(text.contains("recorded and not submitted; submit it"), "{text}");
+    drop(recording);
+    let text = allocator.allocate(80 * MIB).expect_err("too much").to_string();
+    assert!(text.contains("the request alone exceeds the device"), "{text}");
+    assert_emptied(&allocator);
+}
+
 pub(crate) fn a_recording_stream_cannot_be_forgotten<D: Device>(subject: &Subject<D>) {
     let (_, allocator) = subject.fresh();
     let stream = allocator.stream(1);
