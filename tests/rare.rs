@@ -1,24 +1,24 @@
 //! What needs two threads at one moment, or a device that is nearly full: each case as small as it
 //! can be shown.
 
-#[path = "support/hooked.rs"]
-mod hooked;
+#[path = "support/gate.rs"]
+mod gate;
 mod support;
 
-use std::sync::atomic::Ordering;
+use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use aquifer::backend::{MemoryKind, Sim, SimOptions};
 use aquifer::{Allocator, Config, PoolOptions};
-use hooked::Hooked;
+use gate::Gate;
 use support::{Device, MIB, assert_emptied, configured, expandable, harvest, sim, virtual_sim};
 
 fn asynchronous(capacity: u64) -> SimOptions {
     SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
 }
 
-impl Device for Hooked {
+impl Device for Gate {
     fn used(&self) -> u64 {
         self.sim.used_bytes()
     }
@@ -45,7 +45,7 @@ fn ends(what: &str, work: impl FnOnce() + Send + 'static) {
 #[test]
 fn a_free_amid_a_poll_is_marked_before_old_entries_meet_it() {
     ends("empty_cache", || {
-        let device = Hooked::new(asynchronous(256 * MIB));
+        let device = Gate::new(asynchronous(256 * MIB));
         let allocator = Allocator::new(device.clone(), Config::default());
         let (first, second) = (allocator.stream(1), allocator.stream(2));
         let held = allocator.allocate(20 * MIB).expect("room");
@@ -59,15 +59,13 @@ fn a_free_amid_a_poll_is_marked_before_old_entries_meet_it() {
         device.sim.submit(2);
         device.sim.complete(1);
         // Another thread frees the block while the event of stream 1 is asked about.
-        let mut held = vec![again];
-        device.set(move |call| {
-            if call == "query" {
-                held.clear();
-            }
-            true
+        let held = Mutex::new(vec![again]);
+        device.watch(move |call, _| {
+            let held = if call == "query" { held.lock().ok() } else { None };
+            drop(held.map(|mut held| std::mem::take(&mut *held)));
         });
         allocator.maintain(Duration::ZERO);
-        device.clear();
+        device.open();
         allocator.empty_cache();
         assert_eq!(allocator.memory_active(), 0);
     });
@@ -89,25 +87,6 @@ fn what_the_liked_segment_has_no_room_for_is_grown_exactly() {
         drop((page, segment));
         assert_emptied(&allocator);
     }
-}
-
-/// Each of them is woken by the end of the others' growths.
-#[test]
-fn requests_that_all_fail_do_not_wake_each_other_for_ever() {
-    ends("a request", || {
-        let device = Hooked::new(SimOptions { capacity: 64 * MIB, ..SimOptions::default() });
-        let allocator = Allocator::new(device.clone(), Config::default());
-        let held = allocator.allocate(60 * MIB).expect("room");
-        device.yields.store(200, Ordering::Relaxed);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| assert!(allocator.allocate(30 * MIB).is_err()));
-            }
-        });
-        allocator.verify();
-        drop(held);
-        assert_emptied(&allocator);
-    });
 }
 
 #[test]
@@ -240,11 +219,11 @@ fn nothing_is_rejected_that_can_be_had_below_the_limit() {
 #[test]
 fn a_device_without_addresses_for_a_range_gives_segments() {
     let options = SimOptions { virtual_memory: true, ..asynchronous(256 * MIB) };
-    let device = Hooked::new(options);
+    let device = Gate::new(options);
     let allocator = Allocator::new(device.clone(), expandable());
-    device.set(|call| call != "reserve");
+    device.refuse(Some("reserve"));
     let first = allocator.allocate(3 * MIB).expect("256 MiB are free");
-    device.clear();
+    device.refuse(None);
     let second = allocator.allocate(30 * MIB).expect("room");
     assert_eq!((device.sim.live_segments(), device.sim.live_ranges()), (1, 1));
     drop((first, second));
@@ -275,24 +254,24 @@ fn a_free_on_a_captured_stream_makes_no_call_for_a_released_pool() {
 
 #[test]
 fn a_pool_that_is_dropped_under_a_request_is_not_taken_over_by_the_next() {
-    let device = Hooked::new(asynchronous(256 * MIB));
+    let device = Gate::new(asynchronous(256 * MIB));
     let allocator = Allocator::new(device.clone(), Config::default());
     let stream = allocator.stream(1);
     let options = PoolOptions { kind: MemoryKind(3), ..PoolOptions::default() };
     let old = allocator.create_pool(options);
     let route = old.route_stream(&stream);
     // Another thread ends the route and makes a pool of its own while the device is asked.
-    let mut left = Some((route, old, allocator.clone()));
+    let left = Mutex::new(Some((route, old, allocator.clone())));
     let (send, receive) = channel();
-    device.set(move |_| {
-        if let Some((route, old, allocator)) = left.take() {
+    device.watch(move |_, _| {
+        let left = left.lock().ok().and_then(|mut left| left.take());
+        if let Some((route, old, allocator)) = left {
             drop((route, old));
             let _ = send.send(allocator.create_pool(PoolOptions::default()));
         }
-        true
     });
     let held = allocator.allocate_on(&stream, 20 * MIB).expect("room");
-    device.clear();
+    device.open();
     allocator.verify();
     let new = receive.recv().expect("the device was asked");
     let snapshot = allocator.memory_snapshot();

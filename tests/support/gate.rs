@@ -1,5 +1,6 @@
 //! A simulated device that stops in the middle of a call until it is told to go on, so that a test
 //! can have another thread do something just then.
+#![allow(dead_code)] // Each test program uses its part.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,7 @@ type Hook = dyn Fn(&'static str, Option<u32>) + Send + Sync;
 pub(crate) struct Gate {
     pub(crate) sim: Sim,
     hook: Arc<Mutex<Arc<Hook>>>,
+    refused: Arc<Mutex<Option<&'static str>>>,
     /// Address and kind of every segment.
     kinds: Arc<Mutex<Vec<(u64, MemoryKind)>>>,
 }
@@ -45,6 +47,7 @@ impl Gate {
         Self {
             sim: Sim::new(options),
             hook: Arc::new(Mutex::new(Arc::new(|_, _| ()))),
+            refused: Arc::default(),
             kinds: Arc::default(),
         }
     }
@@ -72,17 +75,32 @@ impl Gate {
         Stopped { begins, go }
     }
 
-    // Used by the test of kinds alone.
-    #[allow(dead_code)]
     /// What the segment at an address was made of when it was last allocated.
     pub(crate) fn kind_at(&self, address: u64) -> Option<MemoryKind> {
         let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.iter().rev().find(|segment| segment.0 == address).map(|segment| segment.1)
     }
 
+    /// Nobody watches any more.
+    pub(crate) fn open(&self) {
+        self.watch(|_, _| ());
+    }
+
+    /// Calls of that name give no memory from now on; others do.
+    pub(crate) fn refuse(&self, name: Option<&'static str>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
     fn pass(&self, call: &'static str, stream: Option<u32>) {
         let hook = Arc::clone(&self.hook.lock().unwrap_or_else(PoisonError::into_inner));
         hook(call, stream);
+    }
+
+    /// As [`pass`](Self::pass), of a call that gives memory.
+    fn pass_growing(&self, call: &'static str) -> Result<(), GrowError> {
+        self.pass(call, None);
+        let refused = *self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused == Some(call) { Err(GrowError::OutOfMemory) } else { Ok(()) }
     }
 }
 
@@ -106,7 +124,7 @@ impl Backend for Gate {
     }
 
     fn allocate(&self, size: Bytes, kind: MemoryKind) -> Result<SimMemory, GrowError> {
-        self.pass("allocate", None);
+        self.pass_growing("allocate")?;
         let memory = self.sim.allocate(size, kind)?;
         let segment = (self.sim.view(&memory).address, kind);
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner).push(segment);
@@ -160,10 +178,12 @@ impl VirtualMemory for Gate {
     type Chunk = SimChunk;
 
     fn reserve(&self, size: Bytes) -> Result<SimMemory, GrowError> {
+        self.pass_growing("reserve")?;
         self.sim.reserve(size)
     }
 
     fn create(&self, size: Bytes) -> Result<SimChunk, GrowError> {
+        self.pass_growing("create")?;
         self.sim.create(size)
     }
 
