@@ -29,11 +29,14 @@ pub enum MemorySource {
 
 /// Memory of the device in bytes, and who told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemoryInfo {
-    /// What can still be had.
+    /// What this process can still have.
     pub free: Bytes,
     /// In all, for every program.
     pub total: Bytes,
+    /// What this process should have at most: the driver's budget, if it tells one, else the total.
+    pub budget: Bytes,
     /// Who says so.
     pub source: MemorySource,
 }
@@ -43,8 +46,8 @@ impl MemoryInfo {
     /// before they refuse. 90 % of a budget or of the machine, 80 % of a bare heap, as VMA does.
     pub fn cap(&self) -> Bytes {
         match self.source {
-            MemorySource::VulkanBudget | MemorySource::Machine => self.total / 10 * 9,
-            MemorySource::VulkanHeap => self.total / 10 * 8,
+            MemorySource::VulkanBudget | MemorySource::Machine => self.budget / 10 * 9,
+            MemorySource::VulkanHeap => self.budget / 10 * 8,
         }
     }
 }
@@ -54,21 +57,18 @@ pub(super) fn memory_info(device: &Device, used: Bytes) -> Option<MemoryInfo> {
     if device.adapter_info().device_type == DeviceType::Cpu {
         let machine = Host::new();
         let (free, total) = machine.free_bytes().zip(machine.limits().total)?;
-        return Some(MemoryInfo { free, total, source: MemorySource::Machine });
+        return Some(MemoryInfo { free, total, budget: total, source: MemorySource::Machine });
     }
-    let heap = vulkan::largest_heap(device)?;
-    Some(match heap.budget {
-        Some(budget) => MemoryInfo {
-            free: budget.saturating_sub(heap.used),
-            total: heap.size.min(budget),
-            source: MemorySource::VulkanBudget,
-        },
-        None => MemoryInfo {
-            free: heap.size.saturating_sub(used),
-            total: heap.size,
-            source: MemorySource::VulkanHeap,
-        },
-    })
+    vulkan::largest_heap(device).map(|heap| of_heap(heap, used))
+}
+
+/// What a heap means, of which this allocator has `used` bytes.
+fn of_heap(heap: Heap, used: Bytes) -> MemoryInfo {
+    let (used, budget, source) = match heap.budget {
+        Some(budget) => (heap.used, budget.min(heap.size), MemorySource::VulkanBudget),
+        None => (used, heap.size, MemorySource::VulkanHeap),
+    };
+    MemoryInfo { free: budget.saturating_sub(used), total: heap.size, budget, source }
 }
 
 /// What Vulkan says of a heap, in bytes.
@@ -125,5 +125,30 @@ mod vulkan {
     /// There is no Vulkan here.
     pub(super) fn largest_heap(_: &Device) -> Option<Heap> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::GIB;
+
+    #[test]
+    fn a_budget_is_believed_before_a_size() {
+        let heap = Heap { size: 80 * GIB, used: 10 * GIB, budget: Some(70 * GIB) };
+        let info = of_heap(heap, 3 * GIB);
+        assert_eq!((info.free, info.total, info.budget), (60 * GIB, 80 * GIB, 70 * GIB));
+        assert_eq!((info.cap(), info.source), (63 * GIB, MemorySource::VulkanBudget));
+        // Other programs may have pressed the budget below what this one has already.
+        let pressed = Heap { budget: Some(8 * GIB), ..heap };
+        assert_eq!(of_heap(pressed, 3 * GIB).free, 0);
+    }
+
+    #[test]
+    fn without_a_budget_the_own_books_count() {
+        let heap = Heap { size: 80 * GIB, used: 0, budget: None };
+        let info = of_heap(heap, 30 * GIB);
+        assert_eq!((info.free, info.total, info.budget), (50 * GIB, 80 * GIB, 80 * GIB));
+        assert_eq!((info.cap(), info.source), (64 * GIB, MemorySource::VulkanHeap));
     }
 }
