@@ -292,7 +292,15 @@ impl Backend for Wgpu {
             return Err(GrowError::TooLarge);
         }
         let role = Role::of_kind(kind);
-        let buffer = self.create(size, role)?;
+        let buffer = match self.create(size, role) {
+            Err(GrowError::OutOfMemory) => {
+                // What was given back is the driver's again when the work on it is complete and the
+                // device was polled after that.
+                self.synchronize()?;
+                self.create(size, role)?
+            }
+            outcome => outcome?,
+        };
         self.inner.used.fetch_add(size, Ordering::Relaxed);
         let number = self.inner.made.fetch_add(1, Ordering::Relaxed) + 1;
         let fresh = AtomicBool::new(true);
