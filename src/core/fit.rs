@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::core::arena::{Arena, Want};
 use crate::core::classes::{Group, exclusive_size, split_remainder};
 use crate::id::{BlockId, SegmentId};
-use crate::units::to_bytes;
+use crate::units::{align_up, to_bytes};
 
 impl<M> Arena<M> {
     /// The block of `pool` that the policy would use.
@@ -69,10 +69,12 @@ impl<M> Arena<M> {
             at = bins.after(&self.blocks, id);
         }
         let mut id = at?;
-        if self.pools[pool].traits.exclusive {
-            // The next class or two serve as well; what is larger waits for its own kind.
-            let most = exclusive_size(to_bytes(want.size)) / 8 * 9;
-            return Some(id).filter(|&id| to_bytes(self.blocks[id.index()].size) <= most);
+        let traits = self.pools[pool].traits;
+        if traits.exclusive {
+            // The next class or two serve as well; what is larger waits for its own kind. No class
+            // is smaller than a segment can be, or small blocks would never be used again.
+            let own = align_up(exclusive_size(to_bytes(want.size)), traits.granularity);
+            return Some(id).filter(|&id| to_bytes(self.blocks[id.index()].size) <= own / 8 * 9);
         }
         if config.expandable_segments && want.align <= 1 {
             // The piece that can still grow counts as large as it can become, so that smaller

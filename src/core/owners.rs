@@ -53,6 +53,7 @@ impl<M, E: Clone> World<'_, M, E> {
     /// over, so that a program may make and drop pools for ever.
     pub(crate) fn create_owner(&mut self, traits: Traits, use_on_oom: bool) -> OwnerId {
         self.global.pools_made += 1;
+        let traits = Traits { granularity: self.device.granularity, ..traits };
         let pool_id = PoolId(0, self.global.pools_made);
         let owner = Owner { pool_id, traits, use_on_oom, reserved: [Counter::default(); 3] };
         let holds_nothing =
