@@ -1,6 +1,13 @@
 //! The program's main job, from outside: `aquifer demo` tells where memory is, who holds it, and
-//! gives it back, and what it says adds up.
+//! gives it back, and what it says adds up. On memory of this machine; `demo/gpu.rs` has the GPU.
 #![cfg(feature = "cli")]
+
+#[cfg(feature = "wgpu")]
+#[path = "support/gpu.rs"]
+mod gpu;
+#[cfg(feature = "wgpu")]
+#[path = "demo/gpu.rs"]
+mod on_gpu;
 
 use std::process::{Command, Output, Stdio};
 
@@ -16,7 +23,7 @@ fn demo(args: &[&str]) -> Output {
 
 /// Few and small steps: tests are not optimised.
 fn json(args: &[&str]) -> Value {
-    let base = ["--steps", "3", "--batch", "8", "--format", "json"];
+    let base = ["--backend", "host", "--steps", "3", "--batch", "8", "--format", "json"];
     let output = demo(&[&base, args].concat());
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && error.is_empty(), "{}: {error}", output.status);
@@ -41,16 +48,21 @@ fn what_was_deleted_is_given_back() {
         "after_empty_cache",
         "backend",
         "before",
+        "device_bytes_returned",
         "held",
         "loss_first",
         "loss_last",
+        "ms_per_step",
         "process_bytes_returned",
+        "reference_deviation",
+        "reference_loss_deviation",
         "steps",
     ];
     assert_eq!(keys, expected);
     assert_eq!(report["backend"], "host");
     assert!(report["adapter"].as_str().is_some_and(|text| text.contains("host memory")));
     assert_eq!(report["steps"], 3);
+    assert_eq!(report["reference_deviation"], Value::Null);
     let (first, last) = (report["loss_first"].as_f64(), report["loss_last"].as_f64());
     assert!(last < first && last > Some(0.0), "{first:?} -> {last:?}");
 
@@ -85,14 +97,14 @@ fn what_is_kept_is_named_with_its_line() {
         assert_eq!(holder["tag"], tag);
         let location = holder["location"].as_str().expect("a place");
         let (file, line) = location.rsplit_once(':').expect("file:line");
-        assert!(file.ends_with("linear.rs"), "{location}");
+        assert!(file.ends_with("linear/host.rs"), "{location}");
         assert!(line.parse::<u32>().is_ok_and(|line| line > 0), "{location}");
     }
 }
 
 #[test]
 fn the_text_names_moments_and_holders() {
-    let output = demo(&["--steps", "1", "--batch", "2", "--leak"]);
+    let output = demo(&["--backend", "host", "--steps", "1", "--batch", "2", "--leak"]);
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).expect("text");
     for part in [
@@ -102,7 +114,7 @@ fn the_text_names_moments_and_holders() {
         "memory_allocated",
         "memory_reserved",
         "Who holds it still",
-        "linear.rs:",
+        "linear/host.rs:",
         "activations",
     ] {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
@@ -132,7 +144,7 @@ fn impossible_arguments_are_refused() {
 #[test]
 fn a_reader_who_goes_away_ends_it_quietly() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
-    command.args(["demo", "--steps", "3", "--batch", "8"]);
+    command.args(["demo", "--backend", "host", "--steps", "3", "--batch", "8"]);
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs");
     drop(child.stdout.take());
@@ -148,9 +160,21 @@ fn complaints_are_those_of_the_program() {
     }
     let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
     let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
-    command.args(["demo", "--steps", "3", "--batch", "8"]).stdout(full);
+    command.args(["demo", "--backend", "host", "--steps", "3", "--batch", "8"]).stdout(full);
     let output = command.output().expect("the program runs");
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(error.starts_with("aquifer: standard output: "), "{error}");
+}
+
+/// With no backend named, and no GPU in the build.
+#[cfg(not(feature = "wgpu"))]
+#[test]
+fn a_build_without_gpus_says_so() {
+    let output = demo(&["--steps", "1", "--batch", "1", "--format", "json"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(error.starts_with("aquifer: ") && error.contains("feature wgpu"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert_eq!(demo(&["--backend", "wgpu"]).status.code(), Some(2));
 }

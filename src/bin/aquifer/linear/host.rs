@@ -1,14 +1,7 @@
-//! What the demo trains: a linear layer with Adam, every tensor of which is Aquifer's memory.
+//! Training on memory that the CPU can see; and the data and first weights of every training.
 //!
-//! ```text
-//!   x [batch][inputs] ──▶ prediction = x · weights + bias ──▶ loss = mean (prediction - target)²
-//!                                                                │
-//!   parameters ◀── Adam ◀── weights' gradient = xᵀ · g, bias' = Σ g ◀── g = its gradient
-//! ```
-//!
-//! Matrices are rows one after the other; weights are `[inputs][outputs]`, so that both products
-//! run along rows. Sums are taken in the order of the plain triple loop, so the results are equal
-//! to its results to the last bit, whatever the tiling.
+//! Sums are taken in the order of the plain triple loop, so the results are equal to its results to
+//! the last bit, whatever the tiling. That makes it the reference for the GPU too.
 //!
 //! A training step allocates its activations, its loss and its gradients, and frees them at its
 //! end: five requests a step, none of which reaches the backend after the first step.
@@ -17,7 +10,9 @@
 mod tests;
 
 use aquifer::backend::HostVisible;
-use aquifer::{AllocError, Allocator, DeviceVec, Tag};
+use aquifer::{AllocError, Allocator, DeviceVec};
+
+use super::{Correction, DECAY, EPSILON, Purpose, Random, Shape, Tags};
 
 /// Values in the allocator's memory.
 pub(crate) type Tensor<B> = DeviceVec<f32, B>;
@@ -28,60 +23,40 @@ const TILE: usize = 64;
 /// How far a target is off what the hidden map says.
 const NOISE: f32 = 0.1;
 
-/// Where tensors come from, and the names under which reports show them.
+/// Where tensors come from.
 pub(crate) struct Memory<B: HostVisible> {
     allocator: Allocator<B>,
-    model: Tag,
-    optimizer: Tag,
-    data: Tag,
-    activations: Tag,
-    loss: Tag,
-    gradients: Tag,
+    tags: Tags,
 }
 
 impl<B: HostVisible> Memory<B> {
     pub(crate) fn new(allocator: &Allocator<B>) -> Self {
-        Self {
-            allocator: allocator.clone(),
-            model: allocator.tag("model"),
-            optimizer: allocator.tag("optimizer"),
-            data: allocator.tag("data"),
-            activations: allocator.tag("activations"),
-            loss: allocator.tag("loss"),
-            gradients: allocator.tag("gradients"),
-        }
+        Self { allocator: allocator.clone(), tags: Tags::new(allocator) }
     }
 
     #[track_caller]
-    fn zeros(&self, tag: Tag, len: usize) -> Result<Tensor<B>, AllocError> {
-        DeviceVec::request(&self.allocator).tag(tag).zeroed(len)
+    fn zeros(&self, purpose: Purpose, len: usize) -> Result<Tensor<B>, AllocError> {
+        DeviceVec::request(&self.allocator).tag(self.tags.of(purpose)).zeroed(len)
     }
 
     /// For what is written whole before it is read.
     #[track_caller]
-    fn blank(&self, tag: Tag, len: usize) -> Result<Tensor<B>, AllocError> {
-        DeviceVec::request(&self.allocator).tag(tag).recycled(len)
+    fn blank(&self, purpose: Purpose, len: usize) -> Result<Tensor<B>, AllocError> {
+        DeviceVec::request(&self.allocator).tag(self.tags.of(purpose)).recycled(len)
     }
-}
-
-/// Width of what goes into a layer and of what comes out.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
-    pub(crate) inputs: usize,
-    pub(crate) outputs: usize,
 }
 
 /// The layer: `prediction = x · weights + bias`.
 pub(crate) struct Linear<B: HostVisible> {
-    shape: Shape,
-    weights: Tensor<B>,
-    bias: Tensor<B>,
+    pub(super) shape: Shape,
+    pub(super) weights: Tensor<B>,
+    pub(super) bias: Tensor<B>,
 }
 
 /// Samples and the values to be learnt for them.
 pub(crate) struct Batch<B: HostVisible> {
-    x: Tensor<B>,
-    target: Tensor<B>,
+    pub(super) x: Tensor<B>,
+    pub(super) target: Tensor<B>,
 }
 
 /// What a forward pass leaves: the classic thing to keep by mistake.
@@ -104,16 +79,22 @@ impl<B: HostVisible> Linear<B> {
         random: &mut Random,
     ) -> Result<Self, AllocError> {
         let bound = 1.0 / (shape.inputs as f32).sqrt();
-        let mut weights = memory.blank(memory.model, shape.inputs * shape.outputs)?;
-        let mut bias = memory.blank(memory.model, shape.outputs)?;
+        let mut weights = memory.blank(Purpose::Model, shape.inputs * shape.outputs)?;
+        let mut bias = memory.blank(Purpose::Model, shape.outputs)?;
         weights.fill_with(|| bound * random.symmetric());
         bias.fill_with(|| bound * random.symmetric());
         Ok(Self { shape, weights, bias })
     }
 
+    /// Weights and bias, to compare a GPU's with.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn parameters(&self) -> [&[f32]; 2] {
+        [&self.weights, &self.bias]
+    }
+
     fn predict(&self, memory: &Memory<B>, x: &[f32]) -> Result<Tensor<B>, AllocError> {
         let Shape { inputs, outputs } = self.shape;
-        let mut prediction = memory.blank(memory.activations, x.len() / inputs * outputs)?;
+        let mut prediction = memory.blank(Purpose::Activations, x.len() / inputs * outputs)?;
         for row in prediction.chunks_exact_mut(outputs) {
             row.copy_from_slice(&self.bias);
         }
@@ -129,7 +110,7 @@ impl<B: HostVisible> Linear<B> {
         batch: &Batch<B>,
     ) -> Result<Forward<B>, AllocError> {
         let prediction = self.predict(memory, &batch.x)?;
-        let mut loss = memory.blank(memory.loss, 1)?;
+        let mut loss = memory.blank(Purpose::Loss, 1)?;
         loss[0] = mean_square(&prediction, &batch.target);
         Ok(Forward { prediction, loss })
     }
@@ -141,16 +122,16 @@ impl<B: HostVisible> Linear<B> {
         forward: &Forward<B>,
     ) -> Result<Gradients<B>, AllocError> {
         let Shape { inputs, outputs } = self.shape;
-        let mut outer = memory.blank(memory.gradients, batch.target.len())?;
+        let mut outer = memory.blank(Purpose::Gradients, batch.target.len())?;
         let scale = 2.0 / batch.target.len() as f32;
         let pairs = forward.prediction.iter().zip(&*batch.target);
         for (outer, (prediction, target)) in outer.iter_mut().zip(pairs) {
             *outer = scale * (prediction - target);
         }
-        let mut weights = memory.zeros(memory.gradients, self.weights.len())?;
+        let mut weights = memory.zeros(Purpose::Gradients, self.weights.len())?;
         let transposed = Matrix { values: &batch.x, row: 1, column: inputs };
         add_product(&mut weights, transposed, &outer, outputs);
-        let mut bias = memory.zeros(memory.gradients, self.bias.len())?;
+        let mut bias = memory.zeros(Purpose::Gradients, self.bias.len())?;
         for row in outer.chunks_exact(outputs) {
             bias.iter_mut().zip(row).for_each(|(bias, value)| *bias += value);
         }
@@ -174,9 +155,9 @@ pub(crate) fn generate<B: HostVisible>(
     let hidden = Linear::new(memory, shape, random)?;
     let spread = 3.0_f32.sqrt();
     let make = |_| {
-        let mut x = memory.blank(memory.data, batch * shape.inputs)?;
+        let mut x = memory.blank(Purpose::Data, batch * shape.inputs)?;
         x.fill_with(|| spread * random.symmetric());
-        let mut target = memory.blank(memory.data, batch * shape.outputs)?;
+        let mut target = memory.blank(Purpose::Data, batch * shape.outputs)?;
         let clean = hidden.predict(memory, &x)?;
         for (target, clean) in target.iter_mut().zip(&*clean) {
             *target = 2.0 * clean + NOISE * random.symmetric();
@@ -201,8 +182,8 @@ pub(crate) struct Adam<B: HostVisible> {
 
 impl<B: HostVisible> Moments<B> {
     fn new(memory: &Memory<B>, len: usize) -> Result<Self, AllocError> {
-        let first = memory.zeros(memory.optimizer, len)?;
-        let second = memory.zeros(memory.optimizer, len)?;
+        let first = memory.zeros(Purpose::Optimizer, len)?;
+        let second = memory.zeros(Purpose::Optimizer, len)?;
         Ok(Self { first, second })
     }
 
@@ -235,18 +216,14 @@ impl<B: HostVisible> Adam<B> {
     }
 }
 
-/// Adam on one parameter: <https://arxiv.org/abs/1412.6980>, algorithm 1.
+/// Adam on one parameter.
 fn update(
     values: &mut [f32],
     gradient: &[f32],
     (first, second): (&mut [f32], &mut [f32]),
     steps: i32,
 ) {
-    const RATE: f32 = 1e-3;
-    const DECAY: (f32, f32) = (0.9, 0.999);
-    const EPSILON: f32 = 1e-8;
-    let rate = RATE / (1.0 - DECAY.0.powi(steps));
-    let scale = 1.0 / (1.0 - DECAY.1.powi(steps));
+    let Correction { rate, scale } = Correction::at(steps);
     let moments = first.iter_mut().zip(second);
     for ((value, gradient), (first, second)) in values.iter_mut().zip(gradient).zip(moments) {
         *first = DECAY.0 * *first + (1.0 - DECAY.0) * gradient;
@@ -314,18 +291,4 @@ fn add_four(sum: &mut [f32], terms: [(f32, &[f32]); 4]) {
 
 fn add_one(sum: &mut [f32], (factor, values): (f32, &[f32])) {
     sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * value);
-}
-
-/// Numbers that a seed determines (splitmix64).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    /// Uniform in -1 ... 1.
-    pub(crate) fn symmetric(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let bits = (mixed ^ (mixed >> 31)) >> 40;
-        bits as f32 / (1_u64 << 23) as f32 - 1.0
-    }
 }
