@@ -69,6 +69,8 @@ struct Inner {
     device: Device,
     queue: Queue,
     limits: Limits,
+    /// Asked for once: the device locks and copies all its limits for every answer.
+    binding_max: Bytes,
     loss: Arc<Loss>,
     used: AtomicU64,
     made: AtomicU64,
@@ -141,10 +143,12 @@ impl Wgpu {
             );
         }
         let limits = setup::limits(&device);
+        let binding_max = device.limits().max_storage_buffer_binding_size;
         let inner = Inner {
             device,
             queue,
             limits,
+            binding_max,
             loss,
             used: AtomicU64::new(0),
             made: AtomicU64::new(0),
@@ -171,7 +175,7 @@ impl Wgpu {
 
     /// The most bytes that one binding of a storage buffer may have, as the device was asked for.
     pub fn binding_max(&self) -> Bytes {
-        self.inner.device.limits().max_storage_buffer_binding_size
+        self.inner.binding_max
     }
 
     /// How much memory the device has, and who says so; `None` if nobody does. A driver call.
