@@ -7,7 +7,7 @@
 //! - *avoiding*: `allocate_avoiding`.
 //! - *anywhere*: `allocate`; *illegal* counts the kernels whose bindings would all have to be
 //!   `read_write`.
-//! - *exclusive*: a buffer for every tensor, cached by this crate; what peers do.
+//! - *exclusive*: a buffer for every tensor, cached by this crate by size.
 //! - *own buffer*: as few bytes as buffers of just the sizes can take, without a cache.
 //!
 //! Nothing is dispatched: only memory and the time of a request are asked for.
