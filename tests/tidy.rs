@@ -108,7 +108,7 @@ fn read(root: &Path) -> Vec<Source> {
             let kind = fs::symlink_metadata(&full).expect("the kind of a file").file_type();
             let is_text = path.starts_with(".ci/")
                 || full.extension().is_some_and(|end| TEXT.iter().any(|text| end == *text));
-            if kind.is_dir() && path != "target" && path != ".git" {
+            if kind.is_dir() && !path.ends_with("target") && path != ".git" {
                 open.push(path);
             } else if kind.is_file() && is_text {
                 let text = fs::read_to_string(&full).unwrap_or_else(|e| panic!("{path}: {e}"));

@@ -34,6 +34,11 @@ impl Run {
         if self.quick { quick } else { real }
     }
 
+    /// The same run, under the name of one of several questions of a bench.
+    pub(crate) fn section(self, bench: &'static str) -> Self {
+        Self { bench, ..self }
+    }
+
     /// Prints the names of the columns.
     pub(crate) fn heading(self, columns: &[&str]) {
         if !self.json {
@@ -50,11 +55,25 @@ impl Run {
 
     /// Prints one result: a row of the table, or a line of JSON.
     pub(crate) fn result(self, case: &str, figures: &[(&str, f64)]) {
+        println!("{}", self.line(case, figures, None));
+    }
+
+    /// As [`result`](Self::result), and says whether the last figure reaches its bar. A quick run
+    /// measures nothing, so it says nothing.
+    pub(crate) fn judge(self, case: &str, figures: &[(&str, f64)], bar: Bar) {
+        println!("{}", self.line(case, figures, (!self.quick).then_some(bar)));
+    }
+
+    fn line(self, case: &str, figures: &[(&str, f64)], bar: Option<Bar>) -> String {
+        let verdict = bar.zip(figures.last().map(|&(_, value)| value));
         let mut line = String::new();
         if self.json {
             let _ = write!(line, "{{\"bench\":{:?},\"case\":{case:?}", self.bench);
             for (name, value) in figures {
                 let _ = write!(line, ",{name:?}:{value:.3}");
+            }
+            if let Some((bar, value)) = verdict {
+                let _ = write!(line, ",\"bar\":\"{bar}\",\"met\":{}", bar.is_met_by(value));
             }
             line.push('}');
         } else {
@@ -63,8 +82,37 @@ impl Run {
                 let digits = if value.fract() == 0.0 { 0 } else { 2 };
                 let _ = write!(line, " {value:>14.digits$}");
             }
+            if let Some((bar, value)) = verdict {
+                let word = if bar.is_met_by(value) { "met" } else { "MISSED" };
+                let _ = write!(line, "   bar {bar}: {word}");
+            }
         }
-        println!("{line}");
+        line
+    }
+}
+
+/// What a figure is to reach.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bar {
+    pub(crate) fn is_met_by(self, figure: f64) -> bool {
+        match self {
+            Bar::AtMost(limit) => figure <= limit,
+            Bar::AtLeast(limit) => figure >= limit,
+        }
+    }
+}
+
+impl std::fmt::Display for Bar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Bar::AtMost(limit) => write!(f, "<= {limit}"),
+            Bar::AtLeast(limit) => write!(f, ">= {limit}"),
+        }
     }
 }
 

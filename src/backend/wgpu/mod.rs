@@ -69,7 +69,8 @@ struct Inner {
     device: Device,
     queue: Queue,
     limits: Limits,
-    /// The most bytes of one binding: of a storage buffer, of a uniform buffer.
+    /// The most bytes of one binding: of a storage buffer, of a uniform buffer. Asked for once: the
+    /// device locks and copies all its limits for every answer.
     binding_max: [Bytes; 2],
     loss: Arc<Loss>,
     used: AtomicU64,
