@@ -87,8 +87,12 @@ impl Scope {
     /// # Errors
     /// As [`WgpuAllocator::allocate`](super::WgpuAllocator::allocate).
     #[track_caller]
+    #[inline]
     pub fn allocate(&self, size: Bytes) -> Result<WgpuAllocation, AllocError> {
-        self.request(size).allocate()
+        match self.reuse {
+            Reuse::Ordered => self.shared.allocate(Some(&self.berth.stream), size),
+            Reuse::Quarantine => self.shared.allocate(None, size),
+        }
     }
 
     /// As [`allocate`](Self::allocate), cleared by `encoder` at this point.
