@@ -149,6 +149,9 @@ pub struct Config {
     /// request, so many next larger blocks are looked at for one in a segment that is in use
     /// anyway: idle segments stay whole, for large requests and for trims.
     pub spare_idle_count: u32,
+    /// Default `true`, torch `false`. A block that is freed waits for the next request of exactly
+    /// its size, unmerged, until another one takes its place or anything else is looked at.
+    pub front_cache: bool,
     /// Default `true`, torch `false`. Physical pages that leave an expandable segment are kept and
     /// mapped elsewhere, instead of going back to the driver.
     pub page_recycling: bool,
@@ -199,6 +202,7 @@ impl Default for Config {
             spare_idle_count: 4,
             collect_without_limit: true,
             page_recycling: true,
+            front_cache: true,
             pinned: PinnedConfig { max_round_threshold: Some(0), ..PinnedConfig::torch() },
             ..Self::torch()
         }
@@ -236,6 +240,7 @@ impl Config {
             spare_idle_count: 0,
             collect_without_limit: false,
             page_recycling: false,
+            front_cache: false,
             graph_capture_record_stream_reuse: false,
             pinned: PinnedConfig::torch(),
         }

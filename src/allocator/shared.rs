@@ -123,6 +123,7 @@ impl<B: Backend> Shared<B> {
         let mut global = self.lock_global();
         let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
         let mut arenas: Vec<_> = cells.iter().map(|cell| cell.lock()).collect();
+        arenas.iter_mut().for_each(|arena| arena.settle_warm(&self.config));
         let mut world = World {
             config: &self.config,
             device: &self.device,

@@ -26,6 +26,7 @@ use crate::core::ledger::{Entry, Ledger};
 use crate::core::lifetime::{Mark, Waiting};
 use crate::core::pool::{Pool, Traits};
 use crate::core::segment::{Segment, merge_next, split};
+use crate::core::warm::Warm;
 use crate::id::{AllocationId, ArenaId, BlockId, OwnerId, SegmentId, SideId, Tag};
 use crate::units::{Bytes, to_bytes};
 
@@ -95,6 +96,7 @@ pub(crate) struct Arena<M> {
     /// 0 and 1 are the default owner's small and large pools.
     pub(crate) pools: Vec<Pool>,
     pub(crate) ledger: Ledger,
+    pub(crate) warm: Warm,
     /// Streams that use an allocated block besides its own.
     pub(crate) uses: Slab<Vec<ArenaId>>,
     /// What pending blocks wait for.
@@ -119,6 +121,7 @@ impl<M> Arena<M> {
             segments: Slab::new(),
             pools: GROUPS.map(|g| Pool::new(g, OwnerId::DEFAULT, Traits::default())).into(),
             ledger: Ledger::new(sole),
+            warm: Warm::new(),
             uses: Slab::new(),
             waiting: Slab::new(),
             fresh: Vec::new(),
@@ -144,9 +147,31 @@ impl<M> Arena<M> {
     pub(crate) fn take(&mut self, want: &Want, config: &Config) -> Take {
         let Some(pool) = self.pool_of(want.owner, want.group) else { return Take::Miss };
         self.pools[pool].searches += 1;
-        let Some(id) = self.fit(pool, want, config).filter(|_| !self.lost) else {
-            return Take::Miss;
-        };
+        if let Some(taken) = self.take_warm(pool, want, config) {
+            return taken;
+        }
+        if let Some(id) = self.fit(pool, want, config).filter(|_| !self.lost) {
+            return self.take_free(id, want, config);
+        }
+        if self.warm.is_empty() { Take::Miss } else { self.take_merged(pool, want, config) }
+    }
+
+    /// The last look before a miss: what is warm may fit when it has merged.
+    #[cold]
+    fn take_merged(&mut self, pool: usize, want: &Want, config: &Config) -> Take {
+        self.settle_warm(config);
+        if !self.ledger.splits_are_within_lease() {
+            return Take::Unleased;
+        }
+        match self.fit(pool, want, config).filter(|_| !self.lost) {
+            Some(id) => self.take_free(id, want, config),
+            None => Take::Miss,
+        }
+    }
+
+    /// Takes (part of) a free block, if the peaks allow it.
+    #[inline]
+    fn take_free(&mut self, id: BlockId, want: &Want, config: &Config) -> Take {
         let cut = self.cut_size(id, want, config);
         if !self.ledger.sole && !self.is_leased(id, cut, want) {
             return Take::Unleased;
@@ -221,27 +246,41 @@ impl<M> Arena<M> {
         uses: SideId,
         config: &Config,
     ) -> Grant {
+        let segment_id = self.blocks[id.index()].segment;
+        let segment = &mut self.segments[segment_id.index()];
+        let pool = segment.pool;
+        segment.busy += 1;
+        if segment.busy == 1 && !segment.is_virtual() {
+            self.pools[pool].unlink_idle(&mut self.segments, segment_id);
+        }
+        self.assign(id, want, uses, config)
+    }
+
+    /// Makes a block whose segment is busy with it already the user's.
+    // Always inline: a hit that is handed through memory waits for its own writes (13 ns).
+    #[inline(always)]
+    pub(crate) fn assign(
+        &mut self,
+        id: BlockId,
+        want: &Want,
+        uses: SideId,
+        config: &Config,
+    ) -> Grant {
         self.serial = self.serial.wrapping_add(1);
         let serial = self.serial;
         let Want { requested, location, tag, .. } = *want;
         let block = &mut self.blocks[id.index()];
         block.state = State::Allocated(Holder { requested, location, tag, uses });
         block.serial = serial | Block::OWNED;
-        let (offset, size, segment_id) = (block.offset, block.size, block.segment);
-        let segment = &mut self.segments[segment_id.index()];
-        let (base, pool) = (segment.base, segment.pool);
-        segment.busy += 1;
-        if segment.busy == 1 && !segment.is_virtual() {
-            self.pools[pool].unlink_idle(&mut self.segments, segment_id);
-        }
+        let (offset, size, segment) = (to_bytes(block.offset), block.size, block.segment);
+        let base = self.segments[segment.index()].base;
         self.ledger.apply(want.group, Entry::Allocate { size, requested });
         if config.max_split_size.is_some_and(|max| to_bytes(size) >= max) {
             self.ledger.oversize[0].rise(1);
         }
-        let offset = to_bytes(offset);
         Grant {
             id: AllocationId::new(self.id, id, serial),
-            segment: segment_id,
+            segment,
             offset,
             size: to_bytes(size),
             address: if base == 0 { 0 } else { base + offset },
@@ -294,7 +333,11 @@ impl<M> Arena<M> {
         if is_used {
             return Some(self.suspend(id, config));
         }
-        Some(self.vacate(id, Entry::Return { size, requested }, config))
+        let entry = Entry::Return { size, requested };
+        if config.front_cache && to_bytes(size) <= config.small_max {
+            return Some(self.keep_warm(id, entry, config));
+        }
+        Some(self.vacate(id, entry, config))
     }
 
     /// A block that other streams use becomes Pending.
@@ -326,13 +369,20 @@ impl<M> Arena<M> {
     /// A busy block becomes Free and merges, and `entry` is booked for it. It is in no bin.
     #[inline]
     fn vacate(&mut self, id: BlockId, entry: Entry, config: &Config) -> Freed {
+        let pool = self.segments[self.blocks[id.index()].segment.index()].pool;
+        self.ledger.apply(self.pools[pool].group, entry);
+        self.settle_free(id, config)
+    }
+
+    /// A block that the books have as free becomes Free and merges.
+    #[inline]
+    pub(crate) fn settle_free(&mut self, id: BlockId, config: &Config) -> Freed {
         let segment_id = self.blocks[id.index()].segment;
         let segment = &mut self.segments[segment_id.index()];
         segment.busy -= 1;
         let (pool, is_virtual) = (segment.pool, segment.is_virtual());
         let becomes_idle = segment.busy == 0 && !is_virtual;
         let Pool { group, traits, .. } = self.pools[pool];
-        self.ledger.apply(group, entry);
         let (_, pieces) = self.make_free(id, config);
         if !is_virtual && pieces != Pieces::default() {
             self.ledger.apply(group, pieces.entry());

@@ -46,6 +46,8 @@ pub(crate) enum State {
     /// Freed by its user, but another stream may still touch it; in its pool's bin of pending
     /// blocks.
     Pending { links: Links, side: SideId },
+    /// Freed a moment ago, and kept for the next request of its size (see `warm`).
+    Warm,
     /// Addresses with nothing behind them (virtual memory only).
     Unmapped,
     /// Part of a growth in flight: neither searched nor merged until that is committed. `mapped`

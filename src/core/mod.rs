@@ -49,3 +49,4 @@ pub(crate) mod state;
 pub(crate) mod step;
 pub(crate) mod trim;
 pub(crate) mod verify;
+pub(crate) mod warm;

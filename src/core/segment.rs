@@ -14,7 +14,7 @@
 //! - I1: the blocks of a segment tile it exactly: offset(first) = 0, offset(next) = end(block), and
 //!   the last one ends at the segment's size; `prev` is the inverse of `next`.
 //! - I2: two neighbours are never both Free, nor both Unmapped: what can merge has merged.
-//! - I3: `busy` = number of its blocks that are Allocated, Pending or Claimed.
+//! - I3: `busy` = number of its blocks that are Allocated, Pending, Claimed or Warm.
 //! - I4: `mapped` = Σ size of its blocks with memory behind them; fixed segments: `mapped == size`.
 //! - I5: a fixed segment is in its pool's idle list ⇔ `busy == 0`.
 //! - I6: Unmapped blocks begin and end at multiples of `page`.
