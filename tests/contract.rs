@@ -4,6 +4,8 @@
 //! A failure that is known is declared in [`KNOWN`] with its reason; a test that is declared there
 //! and passes fails, so that the list cannot go stale.
 
+#[path = "contract/front.rs"]
+mod front;
 #[path = "contract/limits.rs"]
 mod limits;
 #[path = "contract/memory.rs"]
@@ -114,6 +116,11 @@ macro_rules! suite {
                 a_released_pool_goes, a_released_pool_goes_as_it_is_freed,
                 a_released_pool_goes_when_streams_are_done, pools_keep_their_statistics,
                 a_primed_pool_stays_primed,
+            };
+            front::{
+                the_next_request_of_the_size_has_the_block, what_waits_merges_before_anything_grows,
+                statistics_see_what_waits_as_free, another_stream_gets_what_waits,
+                the_torch_preset_keeps_nothing_apart,
             };
             streams::{
                 the_same_stream_reuses_at_once, other_streams_reuse_what_is_free,

@@ -7,7 +7,8 @@ use crate::allocator::shared::Shared;
 use crate::allocator::sync::{self, AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering};
 use crate::backend::{Backend, Lost, VirtualMemory};
 use crate::config::Config;
-use crate::core::arena::{Arena, Freed, MappedRun};
+use crate::core::arena::{Arena, Freed};
+use crate::core::dismantle::MappedRun;
 use crate::core::ledger::{ALL, Gauge};
 use crate::id::{AllocationId, ArenaId};
 

@@ -57,6 +57,7 @@ fn the_torch_preset_has_pytorchs_constants() {
     assert_eq!((torch.headroom, torch.trim_age), (None, None));
     assert!(!torch.reject_before_driver && !torch.expandable_segments && !torch.cross_stream);
     assert!(!torch.trim_private_pools && !torch.exact_growth && !torch.page_recycling);
+    assert!(!torch.front_cache);
     assert!(torch.harvest_every_allocate && !torch.graph_capture_record_stream_reuse);
     assert_eq!((torch.event_batch_count, torch.tie_walk), (1, u32::MAX));
     let pinned = PinnedConfig {
@@ -85,6 +86,7 @@ fn the_default_preset_differs_from_torch_in_these_fields_only() {
         config.headroom_learned_max = 0.25;
         config.collect_without_limit = true;
         config.page_recycling = true;
+        config.front_cache = true;
         config.pinned.max_round_threshold = Some(0);
     });
     assert_eq!(Config::default(), expected);

@@ -14,6 +14,7 @@
 //! | `ledger`    | one `apply(entry)` moves every counter; leased peaks |
 //! | `fit`       | which free block serves a request, and how much of it |
 //! | `arena`     | one stream's part of the state; the hot path |
+//! | `warm`      | the front cache: small blocks by their exact size |
 //! | `lifetime`  | which streams still use a freed block; when a free completes |
 //! | `harvest`   | events: recording, polling, waiting |
 //! | `owners`    | private pools and captures |
@@ -26,12 +27,14 @@
 //! | `trim`      | what is given back, in which order, and why |
 //! | `pages`     | pages of one range: claiming, unmapping, merging |
 //! | `expand`    | virtual memory: mapping and recycling of pages |
+//! | `dismantle` | taking an arena apart |
 //! | `verify`    | checks every numbered invariant |
 
 pub(crate) mod arena;
 pub(crate) mod bins;
 pub(crate) mod block;
 pub(crate) mod classes;
+pub(crate) mod dismantle;
 pub(crate) mod expand;
 pub(crate) mod fit;
 pub(crate) mod harvest;

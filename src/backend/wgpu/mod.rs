@@ -40,7 +40,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use wgpu::{Buffer, BufferDescriptor, Device, ErrorFilter, Queue};
+use wgpu::{Buffer, BufferDescriptor, Device, ErrorFilter, Queue, SubmissionIndex};
 
 pub use info::{MemoryInfo, MemorySource};
 use loss::Loss;
@@ -226,7 +226,12 @@ impl Wgpu {
     /// # Errors
     /// If the device is gone.
     pub fn synchronize(&self) -> Result<(), Lost> {
-        wait::synchronize(&self.inner.device, &self.inner.loss)
+        self.wait_for(None)
+    }
+
+    /// Blocks until a submission is complete, or all of them if none is named.
+    pub(crate) fn wait_for(&self, submission: Option<&SubmissionIndex>) -> Result<(), Lost> {
+        wait::wait_for(&self.inner.device, &self.inner.loss, submission)
     }
 
     /// Resolves when all that was submitted before is complete. Natively somebody has to poll the

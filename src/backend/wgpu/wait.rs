@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use wgpu::{Device, Queue};
+use wgpu::{Device, Queue, SubmissionIndex};
 
 use super::loss::Loss;
 use crate::backend::Lost;
@@ -41,15 +41,20 @@ pub(super) fn poll(device: &Device) {
     let _ = device.poll(wgpu::PollType::Poll);
 }
 
-/// Waits until all that was submitted is complete and its callbacks have run.
+/// Waits until a submission, or all if none is named, is complete and its callbacks have run.
 ///
 /// # Errors
 /// If the device is gone.
 #[cfg(not(target_family = "wasm"))]
-pub(super) fn synchronize(device: &Device, loss: &Loss) -> Result<(), Lost> {
+pub(super) fn wait_for(
+    device: &Device,
+    loss: &Loss,
+    submission: Option<&SubmissionIndex>,
+) -> Result<(), Lost> {
     loop {
         loss.check()?;
-        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(SLICE) };
+        let submission_index = submission.cloned();
+        let wait = wgpu::PollType::Wait { submission_index, timeout: Some(SLICE) };
         match device.poll(wait) {
             Err(wgpu::PollError::Timeout) => {}
             _ => return loss.check(),
@@ -62,7 +67,7 @@ pub(super) fn synchronize(device: &Device, loss: &Loss) -> Result<(), Lost> {
 /// # Errors
 /// If the device is gone.
 #[cfg(target_family = "wasm")]
-pub(super) fn synchronize(_: &Device, loss: &Loss) -> Result<(), Lost> {
+pub(super) fn wait_for(_: &Device, loss: &Loss, _: Option<&SubmissionIndex>) -> Result<(), Lost> {
     loss.check()
 }
 

@@ -16,9 +16,9 @@
 //! Lock order: lanes, then the core. A notice takes no lock: it may be called inside of any submit.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use wgpu::CommandEncoder;
+use wgpu::{CommandEncoder, SubmissionIndex};
 
 use super::staging::Chunk;
 use crate::allocator::{Allocator, RecordingGuard, Stream};
@@ -40,6 +40,8 @@ enum Phase {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     phase: AtomicU8,
+    /// The submission that the work is part of, once it is known.
+    submission: OnceLock<SubmissionIndex>,
     chunks: Mutex<Vec<Chunk>>,
 }
 
@@ -50,6 +52,17 @@ impl Progress {
         let mut notice = Notice(Some(Arc::clone(&progress)));
         encoder.on_submitted_work_done(move || notice.tell(Phase::Done));
         progress
+    }
+
+    /// The work was submitted.
+    pub(super) fn submitted(&self, index: SubmissionIndex) {
+        // A scope is submitted once.
+        let _ = self.submission.set(index);
+    }
+
+    /// The submission that the work is part of, if it is known.
+    pub(super) fn submission(&self) -> Option<&SubmissionIndex> {
+        self.submission.get()
     }
 
     /// Whether the device is done with the work, or never had it.

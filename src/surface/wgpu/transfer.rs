@@ -77,7 +77,7 @@ impl Shared {
         let mut encoder = self.encoder("aquifer read");
         let progress = Progress::of(&encoder);
         let download = Download::record(self, &mut encoder, from, (None, &progress))?;
-        self.core.backend().queue().submit([encoder.finish()]);
+        progress.submitted(self.core.backend().queue().submit([encoder.finish()]));
         download.wait()
     }
 
@@ -156,7 +156,7 @@ impl Download {
     }
 
     /// Whether the work is complete, so that reading waits for nothing. Polls nothing: see
-    /// [`Wgpu::poll`].
+    /// [`Wgpu::poll`](crate::backend::Wgpu::poll).
     pub fn is_ready(&self) -> bool {
         self.progress.is_done()
     }
@@ -168,13 +168,17 @@ impl Download {
     pub fn wait(&self) -> Result<Vec<u8>, DownloadError> {
         let backend = self.charge.shared.core.backend();
         if !self.progress.is_done() {
-            backend.synchronize()?;
+            // For its own work, if that is known; else for all that was submitted.
+            backend.wait_for(self.progress.submission())?;
             self.check_done()?;
         }
         let Some(segment) = self.segment() else { return Ok(Vec::new()) };
-        let (mapped, signal) = self.map(segment);
-        backend.synchronize()?;
-        drop(signal);
+        let (mapped, _) = self.map(segment);
+        // Nothing uses the buffer any more, so it is mapped by the next poll.
+        backend.poll();
+        if !mapped.load(Ordering::Acquire) {
+            backend.synchronize()?;
+        }
         self.take(segment, &mapped)
     }
 

@@ -1,0 +1,69 @@
+//! The front cache: small blocks that wait for the next request of their size.
+
+use aquifer::Config;
+
+use crate::Subject;
+use crate::support::{Device, KIB, MIB, assert_emptied};
+
+const SIZES: [u64; 4] = [100 * KIB, 300 * KIB, 500 * KIB, 900 * KIB];
+
+pub(crate) fn the_next_request_of_the_size_has_the_block<D: Device>(subject: &Subject<D>) {
+    let (_, allocator) = subject.fresh();
+    let take = |size| allocator.allocate(size).expect("room");
+    let held = SIZES.map(|size| (size, take(size)));
+    let places = held.each_ref().map(|(size, one)| (*size, one.address()));
+    drop(held);
+    for (size, address) in places.into_iter().rev() {
+        assert_eq!(take(size).address(), address);
+    }
+    assert_emptied(&allocator);
+}
+
+pub(crate) fn what_waits_merges_before_anything_grows<D: Device>(subject: &Subject<D>) {
+    let (device, allocator) = subject.fresh();
+    let take = |size| allocator.allocate(size).expect("room");
+    drop(SIZES.map(take));
+    let used = device.used();
+    for size in [MIB, 600 * KIB, MIB] {
+        drop(take(size));
+    }
+    let whole = [(); 2].map(|()| take(MIB));
+    assert_eq!(device.used(), used, "pieces that touch are one place");
+    drop(whole);
+    assert_emptied(&allocator);
+}
+
+pub(crate) fn statistics_see_what_waits_as_free<D: Device>(subject: &Subject<D>) {
+    let see = |front_cache: bool| {
+        let (_, allocator) = subject.with(128 * MIB, |config| config.front_cache = front_cache);
+        let held = SIZES.map(|size| allocator.allocate(size).expect("room"));
+        let [first, _second, third, _fourth] = held;
+        drop((first, third));
+        let mut stats = allocator.memory_stats();
+        // When pieces merge is what differs, and so how many there were at most.
+        let splits = [&mut stats.inactive_split, &mut stats.inactive_split_bytes];
+        for split in splits {
+            for row in [&mut split.all, &mut split.small_pool, &mut split.large_pool] {
+                (row.peak, row.allocated, row.freed) = (0, 0, 0);
+            }
+        }
+        (stats, allocator.releasable_bytes(), allocator.memory_snapshot().segments.len())
+    };
+    assert_eq!(see(true), see(false));
+}
+
+pub(crate) fn another_stream_gets_what_waits<D: Device>(subject: &Subject<D>) {
+    let (device, allocator) = subject.fresh();
+    drop(SIZES.map(|size| allocator.allocate(size).expect("room")));
+    let used = device.used();
+    let other = allocator.allocate_on(&allocator.stream(1), MIB).expect("room");
+    // A whole segment moves to the other stream; a range has other uses for its pages.
+    let ranges = if subject.is_expandable() { 2 } else { 1 };
+    assert_eq!(device.used(), ranges * used);
+    drop(other);
+    assert_emptied(&allocator);
+}
+
+pub(crate) fn the_torch_preset_keeps_nothing_apart<D: Device>(_: &Subject<D>) {
+    assert!(Config::default().front_cache && !Config::torch().front_cache);
+}
