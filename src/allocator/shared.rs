@@ -17,7 +17,7 @@ use crate::allocator::sync::{self, AtomicBool, Condvar, Mutex, MutexGuard, Order
 use crate::allocator::tags::Tags;
 use crate::backend::{Backend, Lost};
 use crate::config::Config;
-use crate::core::arena::{Freed, Take, Want};
+use crate::core::arena::{Arena, Freed, Take, Want};
 use crate::core::classes::{self, Group};
 use crate::core::harvest::Harvest;
 use crate::core::ledger::Gauge;
@@ -123,13 +123,19 @@ impl<B: Backend> Shared<B> {
         let mut global = self.lock_global();
         let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
         let mut arenas: Vec<_> = cells.iter().map(|cell| cell.lock()).collect();
-        arenas.iter_mut().for_each(|arena| arena.settle_warm(&self.config));
+        let merged = |merged, arena: &mut MutexGuard<'_, Arena<Memory<B>>>| {
+            arena.settle_warm(&self.config) | merged
+        };
+        let merged = arenas.iter_mut().fold(false, merged);
         let mut world = World {
             config: &self.config,
             device: &self.device,
             global: &mut global,
             arenas: arenas.iter_mut().map(|arena| &mut **arena).collect(),
         };
+        if merged {
+            world.settle();
+        }
         let result = decide(&mut world);
         world.settle();
         result

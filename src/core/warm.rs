@@ -118,10 +118,11 @@ impl<M> Arena<M> {
         }
     }
 
-    /// Every warm block merges and goes to the bins (F2). O(slots), and nothing if none is warm.
-    pub(crate) fn settle_warm(&mut self, config: &Config) {
+    /// Every warm block merges and goes to the bins (F2); whether there was one, and so free pieces
+    /// beyond the leases perhaps (L2). O(slots), and nothing if none is warm.
+    pub(crate) fn settle_warm(&mut self, config: &Config) -> bool {
         if self.warm.is_empty() {
-            return;
+            return false;
         }
         for at in 0..SLOTS {
             let block = std::mem::replace(&mut self.warm.slots[at].block, BlockId::NONE);
@@ -130,5 +131,6 @@ impl<M> Arena<M> {
             }
         }
         self.warm.count = 0;
+        true
     }
 }
