@@ -234,6 +234,30 @@ impl Wgpu {
         wait::completion(&self.inner.queue)
     }
 
+    /// Unmaps a buffer that is mapped, or about to be. wgpu calls that an error where the device
+    /// was destroyed meanwhile, and panics on errors that nobody catches.
+    pub(crate) fn unmap(&self, buffer: &Buffer) {
+        let scope = self.inner.device.push_error_scope(ErrorFilter::Validation);
+        buffer.unmap();
+        let _ = wait::caught(scope);
+    }
+
+    /// Blocks until `done`, which a callback of submitted work brings about.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub(crate) fn wait_until(&self, done: impl Fn() -> bool) -> Result<(), Lost> {
+        wait::until(&self.inner.device, &self.inner.loss, done)
+    }
+
+    /// As [`wait_until`](Self::wait_until), where the work may not have been submitted.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub(crate) fn wait_a_while(&self, done: impl Fn() -> bool) -> Result<(), Lost> {
+        wait::a_while(&self.inner.device, &self.inner.loss, done)
+    }
+
     pub(crate) fn recordings(&self) -> &Recordings {
         &self.inner.recordings
     }

@@ -279,6 +279,7 @@ impl Scope {
     pub fn submit(mut self, encoder: CommandEncoder) -> SubmissionIndex {
         self.end();
         let index = self.shared.core.backend().queue().submit([encoder.finish()]);
+        self.berth.progress.note_submitted();
         self.shared.lanes.submitted(&self.shared.core, &self.berth);
         self.shared.scrub();
         index
