@@ -6,6 +6,7 @@
 //! | `hazard`       | four ways to reuse memory, one of which has to corrupt it         |
 //! | `model`        | seeded programs over many open scopes, from one thread and four   |
 //! | `order`        | what waits for which scope, and what does not                     |
+//! | `contents`     | what bytes are in memory that is handed out                       |
 //! | `transfers`    | uploads, downloads, copies, and their caps                        |
 //! | `memory`       | memory that goes back to the system, runs out, and comes again    |
 //! | `kernels`      | the kernels that all of these dispatch                            |
@@ -13,6 +14,8 @@
 
 #[path = "wgpu/basics.rs"]
 mod basics;
+#[path = "wgpu/contents.rs"]
+mod contents;
 #[path = "support/gpu.rs"]
 mod gpu;
 #[path = "wgpu/hazard.rs"]

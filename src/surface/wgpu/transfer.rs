@@ -18,8 +18,8 @@ use super::Shared;
 use super::allocation::WgpuAllocation;
 use super::error::{DownloadError, UploadError};
 use super::lanes::Progress;
+use crate::backend::WgpuSegment;
 use crate::backend::wgpu::wait::Signal;
-use crate::backend::{Role, WgpuSegment};
 use crate::units::{Bytes, MIB, align_up};
 
 /// Writes are cut into pieces of so many bytes, so that few chunks serve large ones.
@@ -143,8 +143,7 @@ impl Download {
         if size == 0 {
             return Ok(Self { buffer: None, size, progress, maps, charge });
         }
-        let pool = shared.pool(Role::Readback).expect("readback buffers have a pool");
-        let request = shared.core.request(padded).pool(pool);
+        let request = shared.core.request(padded).pool(&shared.downloads);
         let to = shared.wrap(request.tag(shared.staging_tag).allocate()?, None);
         if let Some(stream) = stream {
             to.note_use(stream);
