@@ -8,6 +8,7 @@
 //! | `order`        | what waits for which scope, and what does not                     |
 //! | `contents`     | what bytes are in memory that is handed out                       |
 //! | `transfers`    | uploads, downloads, copies, and their caps                        |
+//! | `moving`       | defragmentation                                                   |
 //! | `memory`       | memory that goes back to the system, runs out, and comes again    |
 //! | `kernels`      | the kernels that all of these dispatch                            |
 #![cfg(feature = "wgpu")]
@@ -26,6 +27,8 @@ mod kernels;
 mod memory;
 #[path = "wgpu/model.rs"]
 mod model;
+#[path = "wgpu/moving.rs"]
+mod moving;
 #[path = "wgpu/order.rs"]
 mod order;
 mod support;
