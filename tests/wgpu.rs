@@ -7,6 +7,7 @@
 //! | `model`        | seeded programs over many open scopes, from one thread and four   |
 //! | `order`        | what waits for which scope, and what does not                     |
 //! | `contents`     | what bytes are in memory that is handed out                       |
+//! | `bindings`     | blocks in dispatches: segments to avoid, roles, limits            |
 //! | `transfers`    | uploads, downloads, copies, and their caps                        |
 //! | `moving`       | defragmentation                                                   |
 //! | `memory`       | memory that goes back to the system, runs out, and comes again    |
@@ -15,6 +16,8 @@
 
 #[path = "wgpu/basics.rs"]
 mod basics;
+#[path = "wgpu/bindings.rs"]
+mod bindings;
 #[path = "wgpu/contents.rs"]
 mod contents;
 #[path = "support/gpu.rs"]

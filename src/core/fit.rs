@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::core::arena::{Arena, Want};
 use crate::core::classes::{Group, exclusive_size, split_remainder};
 use crate::id::{BlockId, SegmentId};
-use crate::units::to_bytes;
+use crate::units::{align_up, to_bytes};
 
 impl<M> Arena<M> {
     /// The block of `pool` that the policy would use.
@@ -69,9 +69,11 @@ impl<M> Arena<M> {
             at = bins.after(&self.blocks, id);
         }
         let mut id = at?;
-        if self.pools[pool].traits.exclusive {
+        let traits = &self.pools[pool].traits;
+        if traits.exclusive {
             // The next class or two serve as well; what is larger waits for its own kind.
-            let most = exclusive_size(to_bytes(want.size)) / 8 * 9;
+            let made = align_up(exclusive_size(to_bytes(want.size)), traits.granularity);
+            let most = made / 8 * 9;
             return Some(id).filter(|&id| to_bytes(self.blocks[id.index()].size) <= most);
         }
         if config.expandable_segments && want.align <= 1 {

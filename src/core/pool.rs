@@ -17,6 +17,7 @@ use crate::core::bins::Bins;
 use crate::core::classes::Group;
 use crate::core::segment::{Idle, Segment};
 use crate::id::{OwnerId, SegmentId};
+use crate::units::Bytes;
 
 /// What a pool inherits from its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +28,8 @@ pub(crate) struct Traits {
     pub(crate) no_split: bool,
     /// Every block is a segment of its own, made to measure.
     pub(crate) exclusive: bool,
+    /// What the sizes of exclusive segments are multiples of.
+    pub(crate) granularity: Bytes,
     /// A capture went through the pool: its addresses must stay as long as the pool lives.
     pub(crate) captured: bool,
     /// The last handle is gone: what becomes free is given back.
