@@ -9,6 +9,7 @@
 //! | `contents`     | what bytes are in memory that is handed out                       |
 //! | `bindings`     | blocks in dispatches: segments to avoid, roles, limits            |
 //! | `transfers`    | uploads, downloads, copies, and their caps                        |
+//! | `devices`      | loss, what is known of a device, segments as the driver has them  |
 //! | `moving`       | defragmentation                                                   |
 //! | `memory`       | memory that goes back to the system, runs out, and comes again    |
 //! | `kernels`      | the kernels that all of these dispatch                            |
@@ -20,6 +21,8 @@ mod basics;
 mod bindings;
 #[path = "wgpu/contents.rs"]
 mod contents;
+#[path = "wgpu/devices.rs"]
+mod devices;
 #[path = "support/gpu.rs"]
 mod gpu;
 #[path = "wgpu/hazard.rs"]

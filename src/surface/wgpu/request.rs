@@ -94,6 +94,8 @@ impl<'a> WgpuRequest<'a> {
     #[track_caller]
     pub fn allocate(self) -> Result<WgpuAllocation, AllocError> {
         let Self { shared, request, size, role, bound, avoid, tag, stream } = self;
+        // A hit would not ask the backend: one load.
+        shared.core.backend().check().map_err(AllocError::DeviceLost)?;
         if bound && let Some(limit) = shared.binding_max(role).filter(|&limit| size > limit) {
             return Err(AllocError::TooLarge { requested: size, limit });
         }

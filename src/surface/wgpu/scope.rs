@@ -253,6 +253,7 @@ impl Scope {
 
     /// The chunk that is being written, if it has room, or another one.
     fn chunk_with(&mut self, room: Bytes) -> Result<&mut Chunk, UploadError> {
+        self.shared.core.backend().check()?;
         if self.chunks.last().is_none_or(|chunk| chunk.room() < room) {
             self.chunks.push(self.shared.staging.acquire(&self.shared.core, room)?);
         }

@@ -83,7 +83,7 @@ impl Chunk {
     /// The GPU may read it from now on.
     pub(super) fn unmap(&mut self) {
         if std::mem::replace(&mut self.mapped, false) {
-            self.buffer().unmap();
+            self.block.backend().unmap(self.buffer());
         }
     }
 }
@@ -131,6 +131,7 @@ impl Staging {
     /// # Errors
     /// If the cap, or the device, has no room for it, after all submitted work was waited for.
     pub(super) fn acquire(&self, core: &Allocator<Wgpu>, len: Bytes) -> Result<Chunk, UploadError> {
+        core.backend().check()?;
         let size = align_up(len, ALIGNMENT).max(self.chunk_size);
         let full = UploadError::StagingFull { requested: len, cap: self.cap };
         if size > self.cap {
