@@ -1,11 +1,18 @@
 //! What the allocator promises, on every backend: one suite, stamped over the host, the simulated
-//! device, one with virtual memory and one whose work goes on until a hand finishes it.
+//! device, one with virtual memory, one whose work goes on until a hand finishes it, and buffers of
+//! wgpu: on the adapter of this machine, and on wgpu's own backend that computes nothing.
 //!
 //! A failure that is known is declared in [`KNOWN`] with its reason; a test that is declared there
 //! and passes fails, so that the list cannot go stale.
 
+#[cfg(feature = "wgpu")]
+#[path = "support/bounded.rs"]
+mod bounded;
 #[path = "contract/front.rs"]
 mod front;
+#[cfg(feature = "wgpu")]
+#[path = "support/gpu.rs"]
+mod gpu;
 #[path = "contract/limits.rs"]
 mod limits;
 #[path = "contract/memory.rs"]
@@ -22,11 +29,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use aquifer::backend::{Host, Sim};
 use aquifer::{Allocator, Config};
+#[cfg(feature = "wgpu")]
+use bounded::Bounded;
 use support::{Device, MIB, asynchronous_sim, expandable, sim, virtual_sim};
 
 /// A backend that the suite runs over.
 struct Subject<D> {
     name: &'static str,
+    /// Whether this machine has it; if not, that has been said by then.
+    is_there: fn() -> bool,
     /// A device of so many bytes.
     make: fn(u64) -> D,
     config: fn() -> Config,
@@ -59,23 +70,37 @@ const KNOWN: &[(&str, &str, &str)] = &[(
 )];
 
 fn judge<D: Device>(subject: &Subject<D>, test: &str, run: fn(&Subject<D>)) {
+    if !(subject.is_there)() {
+        return;
+    }
     let known = KNOWN.iter().find(|known| (known.0, known.1) == (subject.name, test));
     let Some((_, _, reason)) = known else { return run(subject) };
     let passed = catch_unwind(AssertUnwindSafe(|| run(subject))).is_ok();
     assert!(!passed, "{test} passes on {}: take it out of KNOWN ({reason})", subject.name);
 }
 
-const HOST: Subject<Host> =
-    Subject { name: "host", make: Host::with_capacity, config: Config::default };
-const SIM: Subject<Sim> = Subject { name: "sim", make: sim, config: Config::default };
+const fn subject<D>(name: &'static str, make: fn(u64) -> D) -> Subject<D> {
+    Subject { name, is_there: || true, make, config: Config::default }
+}
+
+const HOST: Subject<Host> = subject("host", Host::with_capacity);
+const SIM: Subject<Sim> = subject("sim", sim);
 const SIM_VIRTUAL: Subject<Sim> =
-    Subject { name: "sim_virtual", make: virtual_sim, config: expandable };
-const SIM_ASYNCHRONOUS: Subject<Sim> =
-    Subject { name: "sim_asynchronous", make: asynchronous_sim, config: Config::default };
+    Subject { config: expandable, ..subject("sim_virtual", virtual_sim) };
+const SIM_ASYNCHRONOUS: Subject<Sim> = subject("sim_asynchronous", asynchronous_sim);
+#[cfg(feature = "wgpu")]
+const WGPU: Subject<Bounded> =
+    Subject { is_there: || gpu::Gpu::shared().is_some(), ..subject("wgpu", Bounded::adapter) };
+#[cfg(feature = "wgpu")]
+const WGPU_NOOP: Subject<Bounded> = subject("wgpu_noop", Bounded::noop);
 
 /// Stamps one backend's tests.
 macro_rules! stamp {
-    ($backend:ident, $subject:expr; $($module:ident::{$($test:ident),* $(,)?};)*) => {
+    (
+        $(#[$attribute:meta])* $backend:ident, $subject:expr;
+        $($module:ident::{$($test:ident),* $(,)?};)*
+    ) => {
+        $(#[$attribute])*
         mod $backend {
             $($(
                 #[test]
@@ -89,8 +114,8 @@ macro_rules! stamp {
 
 /// Stamps the whole suite; the second list needs a simulated device.
 macro_rules! suite {
-    ($($backend:ident: $subject:expr;)*) => {$(
-        stamp! { $backend, $subject;
+    ($($(#[$attribute:meta])* $backend:ident: $subject:expr;)*) => {$(
+        stamp! { $(#[$attribute])* $backend, $subject;
             memory::{
                 allocations_do_not_overlap, zero_size_holds_nothing, alignment_is_kept_or_refused,
                 what_is_beyond_the_device, exhaustion_is_an_error_and_nothing_more,
@@ -138,12 +163,16 @@ suite! {
     sim: crate::SIM;
     sim_virtual: crate::SIM_VIRTUAL;
     sim_asynchronous: crate::SIM_ASYNCHRONOUS;
+    #[cfg(feature = "wgpu")]
+    wgpu: crate::WGPU;
+    #[cfg(feature = "wgpu")]
+    wgpu_noop: crate::WGPU_NOOP;
 }
 
 /// Stamps what needs a backend whose streams are one queue.
 macro_rules! one_queue {
-    ($($backend:ident: $subject:expr;)*) => {$(
-        stamp! { $backend, $subject;
+    ($($(#[$attribute:meta])* $backend:ident: $subject:expr;)*) => {$(
+        stamp! { $(#[$attribute])* $backend, $subject;
             recordings::{
                 a_recording_has_its_memory_back_at_once, others_get_nothing_of_an_open_recording,
                 what_was_freed_before_a_recording_is_lent, a_use_in_a_recording_is_waited_for,
@@ -160,6 +189,10 @@ one_queue! {
     one_queue_host: crate::HOST;
     one_queue_sim: crate::SIM;
     one_queue_sim_virtual: crate::SIM_VIRTUAL;
+    #[cfg(feature = "wgpu")]
+    one_queue_wgpu: crate::WGPU;
+    #[cfg(feature = "wgpu")]
+    one_queue_wgpu_noop: crate::WGPU_NOOP;
 }
 
 stamp! { on_sim, crate::SIM;

@@ -354,6 +354,10 @@ impl<B: Backend> Allocator<B> {
     /// # Panics
     /// If one is broken, naming it.
     pub fn verify(&self) {
-        self.shared.world(|world| world.verify());
+        self.shared.world(|world| {
+            // Another thread's free may be about to have its pieces settled with the peaks.
+            world.settle();
+            world.verify();
+        });
     }
 }

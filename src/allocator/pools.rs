@@ -257,7 +257,9 @@ impl<B: Backend> Allocator<B> {
     pub fn create_pool(&self, options: PoolOptions) -> PrivatePool<B> {
         let PoolOptions { use_on_oom, no_split, exclusive, kind } = options;
         let no_split = no_split || exclusive;
-        let traits = Traits { kind: kind.0, no_split, exclusive, ..Traits::default() };
+        let granularity = self.shared.device.granularity;
+        let kind = kind.0;
+        let traits = Traits { kind, no_split, exclusive, granularity, ..Traits::default() };
         let (owner, id) = self.shared.world(|world| {
             let owner = world.create_owner(traits, use_on_oom);
             (owner, world.global.owners[owner.index()].pool_id)

@@ -179,10 +179,13 @@ pub(crate) fn exclusive_segments_are_made_to_measure<D: Device>(subject: &Subjec
     drop(held);
     assert_eq!(take(33 * MIB - KIB).capacity(), 36 * MIB, "a freed one serves its like");
     assert_eq!(device.used(), expected);
-    drop(take(1));
-    let used = device.used();
-    drop(take(2));
-    assert_eq!(device.used(), used, "so does the smallest that there can be");
+    // Below the granularity too, and just above it.
+    for size in [1, granularity + 1] {
+        drop(take(size));
+        let before = device.used();
+        drop(take(size));
+        assert_eq!(device.used(), before, "{size} bytes are cached");
+    }
     let tiny = take(2 * granularity);
     assert!(tiny.capacity() <= 4 * granularity, "a small request gets no large segment");
     drop(tiny);

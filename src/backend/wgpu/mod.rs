@@ -226,18 +226,42 @@ impl Wgpu {
     /// # Errors
     /// If the device is gone.
     pub fn synchronize(&self) -> Result<(), Lost> {
-        self.wait_for(None)
-    }
-
-    /// Blocks until a submission is complete, or all of them if none is named.
-    pub(crate) fn wait_for(&self, submission: Option<&SubmissionIndex>) -> Result<(), Lost> {
-        wait::wait_for(&self.inner.device, &self.inner.loss, submission)
+        wait::wait_for(&self.inner.device, &self.inner.loss, None)
     }
 
     /// Resolves when all that was submitted before is complete. Natively somebody has to poll the
     /// device meanwhile.
     pub fn completion(&self) -> impl Future<Output = ()> + Send + use<> {
         wait::completion(&self.inner.queue)
+    }
+
+    /// Unmaps a buffer that is mapped, or about to be. wgpu calls that an error where the device
+    /// was destroyed meanwhile, and panics on errors that nobody catches.
+    pub(crate) fn unmap(&self, buffer: &Buffer) {
+        let scope = self.inner.device.push_error_scope(ErrorFilter::Validation);
+        buffer.unmap();
+        let _ = wait::caught(scope);
+    }
+
+    /// Blocks until `done`, which a callback of a submission, or of any if none is named, brings
+    /// about.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub(crate) fn wait_until(
+        &self,
+        submission: Option<&SubmissionIndex>,
+        done: impl Fn() -> bool,
+    ) -> Result<(), Lost> {
+        wait::until(&self.inner.device, &self.inner.loss, submission, done)
+    }
+
+    /// As [`wait_until`](Self::wait_until), where the work may not have been submitted.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub(crate) fn wait_a_while(&self, done: impl Fn() -> bool) -> Result<(), Lost> {
+        wait::a_while(&self.inner.device, &self.inner.loss, done)
     }
 
     pub(crate) fn recordings(&self) -> &Recordings {

@@ -71,6 +71,70 @@ pub(super) fn wait_for(_: &Device, loss: &Loss, _: Option<&SubmissionIndex>) -> 
     loss.check()
 }
 
+/// Waits until `done` says so, which a callback of a submission, or of any if none is named, brings
+/// about. When the work is complete, another thread may have taken the callback over and be about
+/// to run it.
+///
+/// # Errors
+/// If the device is gone.
+#[cfg(not(target_family = "wasm"))]
+pub(super) fn until(
+    device: &Device,
+    loss: &Loss,
+    submission: Option<&SubmissionIndex>,
+    done: impl Fn() -> bool,
+) -> Result<(), Lost> {
+    while !done() {
+        wait_for(device, loss, submission)?;
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// As [`until`], where the work may not have been submitted, so that the callback would never come:
+/// gives up when another thread has had [`LINGER_MS`] milliseconds to run it.
+///
+/// # Errors
+/// If the device is gone.
+#[cfg(not(target_family = "wasm"))]
+pub(super) fn a_while(device: &Device, loss: &Loss, done: impl Fn() -> bool) -> Result<(), Lost> {
+    for _ in 0..LINGER_MS {
+        wait_for(device, loss, None)?;
+        if done() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// How long a callback may take that another thread has taken over.
+#[cfg(not(target_family = "wasm"))]
+const LINGER_MS: u32 = 50;
+
+/// Nothing can be waited for on the web: see [`completion`].
+///
+/// # Errors
+/// If the device is gone.
+#[cfg(target_family = "wasm")]
+pub(super) fn until(
+    _: &Device,
+    loss: &Loss,
+    _: Option<&SubmissionIndex>,
+    _: impl Fn() -> bool,
+) -> Result<(), Lost> {
+    loss.check()
+}
+
+/// As [`until`].
+///
+/// # Errors
+/// If the device is gone.
+#[cfg(target_family = "wasm")]
+pub(super) fn a_while(_: &Device, loss: &Loss, _: impl Fn() -> bool) -> Result<(), Lost> {
+    loss.check()
+}
+
 /// Resolves when all that was submitted before is complete. Natively somebody has to poll the
 /// device meanwhile.
 pub(super) fn completion(queue: &Queue) -> impl Future<Output = ()> + Send + use<> {
@@ -85,6 +149,10 @@ pub(super) fn completion(queue: &Queue) -> impl Future<Output = ()> + Send + use
 pub(crate) struct Signal(Arc<Mutex<(bool, Option<Waker>)>>);
 
 impl Signal {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
     pub(crate) fn set(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.0 = true;

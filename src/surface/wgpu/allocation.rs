@@ -192,6 +192,14 @@ impl WgpuAllocation {
             .any(|&stream| stream == self.stream || uses & (ANYWHERE | Uses::bit(stream)) != 0)
     }
 
+    /// Whether work of another open scope than that of the stream `own` may use the bytes.
+    pub(super) fn is_used_beside(&self, own: u32) -> bool {
+        let recordings = self.block().backend().recordings();
+        let uses = self.uses.bits();
+        let mut others = recordings.snapshot().into_iter().filter(|&stream| stream != own);
+        others.any(|stream| uses & (ANYWHERE | Uses::bit(stream)) != 0)
+    }
+
     /// Records the open scopes that may use the bytes as their users (U1).
     fn mark_users(&self) {
         let block = self.block();

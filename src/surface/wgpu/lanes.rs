@@ -30,10 +30,12 @@ use crate::backend::Wgpu;
 enum Phase {
     /// Recorded, and not known to be submitted.
     Recorded = 0,
+    /// Submitted, and not known to be complete.
+    Submitted = 1,
     /// Complete.
-    Done = 1,
+    Done = 2,
     /// Thrown away with its encoder.
-    Abandoned = 2,
+    Abandoned = 3,
 }
 
 /// What is known of one scope's work; and its upload chunks, which wait for its end.
@@ -54,10 +56,16 @@ impl Progress {
         progress
     }
 
-    /// The work was submitted.
-    pub(super) fn submitted(&self, index: SubmissionIndex) {
-        // A scope is submitted once.
-        let _ = self.submission.set(index);
+    /// The work was handed to the device, in a submission that may be known: it will be over,
+    /// without anybody's doing.
+    pub(super) fn note_submitted(&self, submission: Option<SubmissionIndex>) {
+        if let Some(submission) = submission {
+            // A scope is submitted once.
+            let _ = self.submission.set(submission);
+        }
+        let (from, to) = (Phase::Recorded as u8, Phase::Submitted as u8);
+        // It may be over already.
+        let _ = self.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// The submission that the work is part of, if it is known.
@@ -65,9 +73,15 @@ impl Progress {
         self.submission.get()
     }
 
+    /// Whether it is known that the device has the work, or was done with it.
+    pub(super) fn is_submitted(&self) -> bool {
+        self.phase.load(Ordering::Acquire) != Phase::Recorded as u8
+    }
+
     /// Whether the device is done with the work, or never had it.
     pub(super) fn is_over(&self) -> bool {
-        self.phase.load(Ordering::Acquire) != Phase::Recorded as u8
+        let phase = self.phase.load(Ordering::Acquire);
+        phase == Phase::Done as u8 || phase == Phase::Abandoned as u8
     }
 
     /// Whether the device has done the work.

@@ -82,7 +82,8 @@ pub struct WgpuOptions {
     /// Bytes; 256 MiB. Downloads that were not dropped may take so many at a time.
     pub readback_cap: Bytes,
     /// `false`. Freed memory is cleared before anyone can have it, and waits for the scopes that
-    /// may use it: for hosts whose tenants must not read one another's data.
+    /// may use it: for hosts whose tenants must not read one another's data. Except buffers of the
+    /// role [`Upload`](Role::Upload), which the CPU fills itself.
     pub scrub_on_free: bool,
     /// `true`. Without a limit in the [`Config`], one is set: most of what the device has
     /// ([`MemoryInfo::cap`]), since drivers page to the host's memory long before they refuse.
@@ -169,6 +170,9 @@ struct Shared {
     lanes: lanes::Lanes,
     staging: staging::Staging,
     staging_tag: Tag,
+    /// Where downloads go. Neither these nor the upload chunks share buffers with what programs
+    /// ask for by role: bytes on their way are nobody else's.
+    downloads: PrivatePool<Wgpu>,
     /// Bytes of downloads that live.
     readback: AtomicU64,
     scrubber: Option<Arc<scrub::Scrubber>>,
@@ -189,15 +193,13 @@ impl Shared {
         if unlimited && options.cap_memory {
             core.set_memory_limit(core.backend().memory_info().map(|info| info.cap()));
         }
-        let pools: Vec<_> = Role::ALL[1..]
-            .iter()
-            .map(|role| {
-                let (kind, exclusive) = (role.kind(), role.is_exclusive());
-                core.create_pool(PoolOptions { kind, exclusive, ..PoolOptions::default() })
-            })
-            .collect();
+        let pool_of = |role: &Role| {
+            let (kind, exclusive) = (role.kind(), role.is_exclusive());
+            core.create_pool(PoolOptions { kind, exclusive, ..PoolOptions::default() })
+        };
+        let pools: Vec<_> = Role::ALL[1..].iter().map(pool_of).collect();
+        let [uploads, downloads] = [Role::Upload, Role::Readback].map(|role| pool_of(&role));
         let staging_tag = core.tag("staging");
-        let uploads = pools[Role::Upload as usize - 1].clone();
         let sizes = (options.upload_chunk, options.upload_cap);
         let scrub = options.scrub_on_free;
         Ok(Arc::new_cyclic(|weak: &Weak<Self>| {
@@ -213,6 +215,7 @@ impl Shared {
                 pools,
                 lanes: lanes::Lanes::new(),
                 staging_tag,
+                downloads,
                 readback: AtomicU64::new(0),
                 movables: Mutex::new(Vec::new()),
                 _pressure: pressure,

@@ -104,8 +104,9 @@ impl Scope {
     /// other segments: the emptiest first, at most `budget` bytes of live data in all. The copies
     /// are recorded in `encoder`, outside of a pass.
     ///
-    /// It grows nothing, and waits for nothing. Allocations of other open scopes stay where they
-    /// are. O(blocks), with all streams stopped for a moment.
+    /// It grows nothing, and waits for nothing. Allocations of other open scopes, and those that
+    /// these may use, stay where they are. What is moved is at its new place for this scope, and
+    /// for work that is submitted after it. O(blocks), with all streams stopped for a moment.
     pub fn defragment(&self, encoder: &mut CommandEncoder, budget: Bytes) -> Defragmented {
         let shared = self.shared();
         let slots = slots(shared);
@@ -191,6 +192,8 @@ impl Scope {
         let block = allocation.block();
         // Holes of another open scope's stream may be in use by its work.
         let own = [0, self.stream_index()].contains(&block.stream_index());
+        // Their work would go on at the old place, after the move.
+        let own = own && !allocation.is_used_beside(self.stream_index());
         let shares = allocation.size() > 0 && !allocation.role().is_exclusive();
         let base = block.address()? - block.offset();
         (own && shares).then_some(base)

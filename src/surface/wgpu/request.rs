@@ -50,7 +50,8 @@ impl<'a> WgpuRequest<'a> {
         self
     }
 
-    /// What the bytes are for; `Storage` unless said otherwise.
+    /// What the bytes are for; `Storage` unless said otherwise. Buffers that can be mapped come
+    /// unmapped, and are to be dropped unmapped.
     #[must_use]
     pub fn role(mut self, role: Role) -> Self {
         self.role = role;
@@ -93,6 +94,8 @@ impl<'a> WgpuRequest<'a> {
     #[track_caller]
     pub fn allocate(self) -> Result<WgpuAllocation, AllocError> {
         let Self { shared, request, size, role, bound, avoid, tag, stream } = self;
+        // A hit would not ask the backend: one load.
+        shared.core.backend().check().map_err(AllocError::DeviceLost)?;
         if bound && let Some(limit) = shared.binding_max(role).filter(|&limit| size > limit) {
             return Err(AllocError::TooLarge { requested: size, limit });
         }
@@ -104,7 +107,14 @@ impl<'a> WgpuRequest<'a> {
             request = request.pool(pool);
         }
         match request.allocate() {
-            Ok(block) => Ok(shared.wrap(block, stream)),
+            Ok(block) => {
+                let allocation = shared.wrap(block, stream);
+                if role == Role::Upload && size > 0 && allocation.segment().take_fresh() {
+                    // It was made mapped; what is handed out never is, new or not.
+                    shared.core.backend().unmap(allocation.segment().buffer());
+                }
+                Ok(allocation)
+            }
             Err(AllocError::OutOfMemory(report)) if !avoid.is_empty() && role == Role::Storage => {
                 // A whole segment was too much; a buffer of just the size may be had.
                 let alone = shared.core.request(size).tag(tag);

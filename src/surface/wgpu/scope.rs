@@ -257,6 +257,7 @@ impl Scope {
 
     /// The chunk that is being written, if it has room, or another one.
     fn chunk_with(&mut self, room: Bytes) -> Result<&mut Chunk, UploadError> {
+        self.shared.core.backend().check()?;
         if self.chunks.last().is_none_or(|chunk| chunk.room() < room) {
             self.chunks.push(self.shared.staging.acquire(&self.shared.core, room)?);
         }
@@ -283,7 +284,7 @@ impl Scope {
     pub fn submit(mut self, encoder: CommandEncoder) -> SubmissionIndex {
         self.end();
         let index = self.shared.core.backend().queue().submit([encoder.finish()]);
-        self.berth.progress.submitted(index.clone());
+        self.berth.progress.note_submitted(Some(index.clone()));
         self.shared.lanes.submitted(&self.shared.core, &self.berth);
         self.shared.scrub();
         index

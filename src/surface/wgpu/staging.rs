@@ -32,6 +32,9 @@ use crate::units::{Bytes, align_up};
 /// Writes into a mapped buffer begin at multiples of this (wgpu's `MAP_ALIGNMENT`).
 const ALIGNMENT: Bytes = wgpu::MAP_ALIGNMENT;
 
+/// How often one request tries to make a chunk, where maps fail or other threads are faster.
+const MAKE_ATTEMPTS: u32 = 64;
+
 const PENDING: u8 = 0;
 const MAPPED: u8 = 1;
 const FAILED: u8 = 2;
@@ -80,7 +83,7 @@ impl Chunk {
     /// The GPU may read it from now on.
     pub(super) fn unmap(&mut self) {
         if std::mem::replace(&mut self.mapped, false) {
-            self.buffer().unmap();
+            self.block.backend().unmap(self.buffer());
         }
     }
 }
@@ -128,32 +131,46 @@ impl Staging {
     /// # Errors
     /// If the cap, or the device, has no room for it, after all submitted work was waited for.
     pub(super) fn acquire(&self, core: &Allocator<Wgpu>, len: Bytes) -> Result<Chunk, UploadError> {
+        core.backend().check()?;
         let size = align_up(len, ALIGNMENT).max(self.chunk_size);
         let full = UploadError::StagingFull { requested: len, cap: self.cap };
         if size > self.cap {
             return Err(full);
         }
         let mut refused = None;
-        for last in [false, true] {
+        for attempt in 0_u32.. {
             if let Some(chunk) = self.recycle(core, len) {
                 return Ok(chunk);
             }
-            if self.charge(size) {
+            let mut makes = false;
+            if attempt < MAKE_ATTEMPTS && self.charge(size) {
                 match self.make(core, size) {
                     Ok(Some(chunk)) => return Ok(chunk),
-                    Ok(None) => core.backend().poll(),
+                    // Another thread may take it once it is mapped; then the next one.
+                    Ok(None) => makes = true,
                     Err(error) => {
                         self.state().held -= size;
                         refused = Some(error);
                     }
                 }
             }
-            if !last {
-                core.backend().synchronize()?;
+            // Waiting once may help with what the program submitted without a word.
+            let comes = makes || self.expects();
+            let helps = attempt == 0 || comes && !cfg!(target_family = "wasm");
+            if !helps {
+                break;
             }
+            core.backend().synchronize()?;
+            std::thread::yield_now();
         }
-        let chunk = self.recycle(core, len);
-        chunk.ok_or_else(|| refused.map_or(full, UploadError::Alloc))
+        Err(refused.map_or(full, UploadError::Alloc))
+    }
+
+    /// Whether chunks will come back by themselves. When all work is done, another thread may be
+    /// about to run the callback that tells.
+    fn expects(&self) -> bool {
+        let state = self.state();
+        !state.mapping.is_empty() || state.waiting.iter().any(|progress| progress.is_submitted())
     }
 
     /// A chunk that was used before and is mapped again, or can be with one poll.

@@ -18,8 +18,8 @@ use super::Shared;
 use super::allocation::WgpuAllocation;
 use super::error::{DownloadError, UploadError};
 use super::lanes::Progress;
+use crate::backend::WgpuSegment;
 use crate::backend::wgpu::wait::Signal;
-use crate::backend::{Role, WgpuSegment};
 use crate::units::{Bytes, MIB, align_up};
 
 /// Writes are cut into pieces of so many bytes, so that few chunks serve large ones.
@@ -55,6 +55,7 @@ impl Shared {
             // The copy must not be submitted while its source is mapped.
             self.staging.spend(vec![chunk], &progress);
             self.core.backend().queue().submit([encoder.finish()]);
+            progress.note_submitted(None);
             at += len;
         }
         Ok(())
@@ -77,7 +78,8 @@ impl Shared {
         let mut encoder = self.encoder("aquifer read");
         let progress = Progress::of(&encoder);
         let download = Download::record(self, &mut encoder, from, (None, &progress))?;
-        progress.submitted(self.core.backend().queue().submit([encoder.finish()]));
+        let index = self.core.backend().queue().submit([encoder.finish()]);
+        progress.note_submitted(Some(index));
         download.wait()
     }
 
@@ -114,6 +116,8 @@ pub struct Download {
     buffer: Option<WgpuAllocation>,
     size: Bytes,
     progress: Arc<Progress>,
+    /// A map was asked for and not taken back.
+    maps: AtomicBool,
     charge: Charge,
 }
 
@@ -135,19 +139,18 @@ impl Download {
     ) -> Result<Self, DownloadError> {
         let (size, padded) = (from.size(), from.padded());
         let charge = shared.charge_readback(padded)?;
-        let progress = Arc::clone(progress);
+        let (progress, maps) = (Arc::clone(progress), AtomicBool::new(false));
         if size == 0 {
-            return Ok(Self { buffer: None, size, progress, charge });
+            return Ok(Self { buffer: None, size, progress, maps, charge });
         }
-        let pool = shared.pool(Role::Readback).expect("readback buffers have a pool");
-        let block = shared.core.request(padded).pool(pool).tag(shared.staging_tag).allocate()?;
-        let to = shared.wrap(block, None);
+        let request = shared.core.request(padded).pool(&shared.downloads);
+        let to = shared.wrap(request.tag(shared.staging_tag).allocate()?, None);
         if let Some(stream) = stream {
             to.note_use(stream);
         }
         let (source, target) = (from.segment().buffer(), to.segment().buffer());
         encoder.copy_buffer_to_buffer(source, from.offset(), target, 0, Some(padded));
-        Ok(Self { buffer: Some(to), size, progress, charge })
+        Ok(Self { buffer: Some(to), size, progress, maps, charge })
     }
 
     /// Bytes that will be read.
@@ -168,17 +171,19 @@ impl Download {
     pub fn wait(&self) -> Result<Vec<u8>, DownloadError> {
         let backend = self.charge.shared.core.backend();
         if !self.progress.is_done() {
+            let over = || self.progress.is_over();
             // For its own work, if that is known; else for all that was submitted.
-            backend.wait_for(self.progress.submission())?;
+            match self.progress.is_submitted() {
+                true => backend.wait_until(self.progress.submission(), over)?,
+                false => backend.wait_a_while(over)?,
+            }
             self.check_done()?;
         }
         let Some(segment) = self.segment() else { return Ok(Vec::new()) };
-        let (mapped, _) = self.map(segment);
-        // Nothing uses the buffer any more, so it is mapped by the next poll.
+        let (mapped, signal) = self.map(segment);
+        // Nothing uses the buffer any more, so the next poll maps it; another thread's, perhaps.
         backend.poll();
-        if !mapped.load(Ordering::Acquire) {
-            backend.synchronize()?;
-        }
+        backend.wait_until(self.progress.submission(), || signal.is_set())?;
         self.take(segment, &mapped)
     }
 
@@ -189,7 +194,12 @@ impl Download {
     /// As [`wait`](Self::wait).
     pub async fn read(&self) -> Result<Vec<u8>, DownloadError> {
         if !self.progress.is_done() {
-            self.charge.shared.core.backend().completion().await;
+            let completion = || self.charge.shared.core.backend().completion();
+            completion().await;
+            while self.progress.is_submitted() && !self.progress.is_over() {
+                // Another thread is about to tell.
+                completion().await;
+            }
             self.check_done()?;
         }
         let Some(segment) = self.segment() else { return Ok(Vec::new()) };
@@ -212,6 +222,7 @@ impl Download {
     fn map(&self, segment: &WgpuSegment) -> (Arc<AtomicBool>, Signal) {
         let (mapped, signal) = (Arc::new(AtomicBool::new(false)), Signal::default());
         let (tell, done) = (Arc::clone(&mapped), signal.clone());
+        self.maps.store(true, Ordering::Relaxed);
         segment.buffer().map_async(MapMode::Read, .., move |outcome| {
             tell.store(outcome.is_ok(), Ordering::Release);
             done.set();
@@ -221,6 +232,7 @@ impl Download {
 
     fn take(&self, segment: &WgpuSegment, mapped: &AtomicBool) -> Result<Vec<u8>, DownloadError> {
         if !mapped.load(Ordering::Acquire) {
+            self.maps.store(false, Ordering::Relaxed);
             self.charge.shared.core.backend().check()?;
             return Err(DownloadError::Unsubmitted);
         }
@@ -228,8 +240,18 @@ impl Download {
         let view = view.expect("the buffer is mapped, and has that many bytes");
         let bytes = view[..self.size as usize].to_vec();
         drop(view);
-        segment.buffer().unmap();
+        self.charge.shared.core.backend().unmap(segment.buffer());
+        self.maps.store(false, Ordering::Relaxed);
         Ok(bytes)
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let Some(segment) = self.segment().filter(|_| self.maps.load(Ordering::Relaxed)) {
+            // A read was given up half way: who gets the buffer next must not find it mapped.
+            self.charge.shared.core.backend().unmap(segment.buffer());
+        }
     }
 }
 
