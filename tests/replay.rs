@@ -281,7 +281,7 @@ fn default_comes_to_rest_when_the_program_repeats_itself() {
         let program = Program::compile(&open(name), false);
         for config in [Config::default(), expandable(Config::default())] {
             let bench = Bench::new(&program, config);
-            let repetitions = if name == ARTICLE { 6 } else { 1 };
+            let repetitions = if name == ARTICLE { 10 } else { 1 };
             for _ in 0..repetitions {
                 bench.run(&program);
             }

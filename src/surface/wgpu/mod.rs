@@ -263,6 +263,7 @@ impl Shared {
         stream: Option<&Stream<Wgpu>>,
         size: Bytes,
     ) -> Result<WgpuAllocation, AllocError> {
+        self.core.backend().check().map_err(AllocError::DeviceLost)?;
         let limit = self.core.backend().binding_max();
         if size > limit {
             return Err(AllocError::TooLarge { requested: size, limit });
