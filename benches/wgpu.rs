@@ -11,6 +11,7 @@
 //! | `giving_back` | what the driver holds after `empty_cache` | buffers, dropped          |
 //! | `avoiding`    | outputs that avoid their inputs' segments | a buffer for every tensor |
 //! | `scopes`      | a scope, and uploads through it           | a bare encoder            |
+//! | `training`    | a training step of the demo               | buffers made in each step |
 //!
 //! On a CPU driver (Mesa's lavapipe) the CPU's side of everything is real, and what a GPU's driver
 //! takes to allocate is missing: there the rivals are cheaper than anywhere else.
@@ -33,10 +34,15 @@ mod giving_back;
 mod gpu;
 #[path = "wgpu/hit.rs"]
 mod hit;
+#[allow(dead_code, unused_imports)] // Of what the demo trains the bench uses its part.
+#[path = "../src/bin/aquifer/linear/mod.rs"]
+mod linear;
 #[path = "wgpu/reuse.rs"]
 mod reuse;
 #[path = "wgpu/scopes.rs"]
 mod scopes;
+#[path = "wgpu/training.rs"]
+mod training;
 
 use gpu::Gpu;
 use harness::Run;
@@ -55,6 +61,7 @@ fn main() {
         giving_back::run,
         avoiding::run,
         scopes::run,
+        training::run,
     ] {
         question(run, &gpu);
     }
