@@ -5,7 +5,6 @@
 //! kernels and the buffer that the loss comes back in are made and dropped in each step; weights,
 //! moments and data stay. A turn is some steps and the wait for the last loss.
 
-use std::cell::RefCell;
 use std::sync::mpsc::channel;
 
 use aquifer::backend::Host;
@@ -48,27 +47,32 @@ pub(crate) fn run(run: Run, gpu: &Gpu) {
 }
 
 /// Turns of one contender: the same layer and the same data for each.
-fn turns<S: Source>(source: S, shape: Shape, batch: usize, steps: usize) -> impl FnMut() -> f64 {
+fn turns<S: Source + Clone>(
+    source: S,
+    shape: Shape,
+    batch: usize,
+    steps: usize,
+) -> impl FnMut() -> f64 {
     let host = Memory::new(&Allocator::new(Host::new(), Config::default()));
     let mut random = Random(0);
     let data = generate(&host, shape, (4, batch), &mut random).expect("room on the host");
     let linear = Linear::new(&host, shape, &mut random).expect("room on the host");
-    let training = Training::new(source, &linear, &data).expect("room on the device");
-    let training = RefCell::new(training);
+    let training = Training::new(source.clone(), &linear, &data);
+    let mut training = training.expect("room on the device");
     move || {
         nanoseconds_each(steps, || {
-            let mut training = training.borrow_mut();
             let mut last = None;
             for _ in 0..steps {
                 last = Some(training.step().expect("room on the device").1);
             }
-            let loss = last.map(|loss| training.source().read(&loss).expect("it was submitted"));
+            let loss = last.map(|loss| source.read(&loss).expect("it was submitted"));
             assert!(loss.is_some_and(|loss| loss[0].is_finite()));
         })
     }
 }
 
 /// Every tensor is a buffer of its own, made when it is asked for.
+#[derive(Clone)]
 struct Buffers {
     device: Device,
     queue: Queue,

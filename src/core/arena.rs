@@ -32,6 +32,9 @@ use crate::core::warm::Warm;
 use crate::id::{AllocationId, ArenaId, BlockId, OwnerId, SegmentId, SideId, Tag};
 use crate::units::{Bytes, to_bytes};
 
+/// Blocks of at most so small a part of the largest small one may wait in the front cache.
+const WARM_PARTS: Bytes = 8;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want<'a> {
@@ -336,7 +339,7 @@ impl<M> Arena<M> {
             return Some(self.suspend(id, config));
         }
         let entry = Entry::Return { size, requested };
-        if config.front_cache && to_bytes(size) <= config.small_max {
+        if config.front_cache && to_bytes(size) <= config.small_max / WARM_PARTS {
             return Some(self.keep_warm(id, entry, config));
         }
         Some(self.vacate(id, entry, config))

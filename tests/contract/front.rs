@@ -5,11 +5,13 @@ use aquifer::Config;
 use crate::Subject;
 use crate::support::{Device, KIB, MIB, assert_emptied};
 
-const SIZES: [u64; 4] = [100 * KIB, 300 * KIB, 500 * KIB, 900 * KIB];
+const SIZES: [u64; 4] = [20 * KIB, 50 * KIB, 90 * KIB, 120 * KIB];
 
 pub(crate) fn the_next_request_of_the_size_has_the_block<D: Device>(subject: &Subject<D>) {
     let (_, allocator) = subject.fresh();
     let take = |size| allocator.allocate(size).expect("room");
+    // A size is kept from its second free on.
+    drop(SIZES.map(take));
     let held = SIZES.map(|size| (size, take(size)));
     let places = held.each_ref().map(|(size, one)| (*size, one.address()));
     drop(held);
@@ -23,11 +25,10 @@ pub(crate) fn what_waits_merges_before_anything_grows<D: Device>(subject: &Subje
     let (device, allocator) = subject.fresh();
     let take = |size| allocator.allocate(size).expect("room");
     drop(SIZES.map(take));
+    drop(SIZES.map(take));
     let used = device.used();
-    for size in [MIB, 600 * KIB, MIB] {
-        drop(take(size));
-    }
-    let whole = [(); 2].map(|()| take(MIB));
+    // The last one has room only where the four of them were.
+    let whole = [MIB, 700 * KIB, 280 * KIB].map(take);
     assert_eq!(device.used(), used, "pieces that touch are one place");
     drop(whole);
     assert_emptied(&allocator);
@@ -36,6 +37,7 @@ pub(crate) fn what_waits_merges_before_anything_grows<D: Device>(subject: &Subje
 pub(crate) fn statistics_see_what_waits_as_free<D: Device>(subject: &Subject<D>) {
     let see = |front_cache: bool| {
         let (_, allocator) = subject.with(128 * MIB, |config| config.front_cache = front_cache);
+        drop(SIZES.map(|size| allocator.allocate(size).expect("room")));
         let held = SIZES.map(|size| allocator.allocate(size).expect("room"));
         let [first, _second, third, _fourth] = held;
         drop((first, third));
@@ -54,6 +56,7 @@ pub(crate) fn statistics_see_what_waits_as_free<D: Device>(subject: &Subject<D>)
 
 pub(crate) fn another_stream_gets_what_waits<D: Device>(subject: &Subject<D>) {
     let (device, allocator) = subject.fresh();
+    drop(SIZES.map(|size| allocator.allocate(size).expect("room")));
     drop(SIZES.map(|size| allocator.allocate(size).expect("room")));
     let used = device.used();
     let other = allocator.allocate_on(&allocator.stream(1), MIB).expect("room");

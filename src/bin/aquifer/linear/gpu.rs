@@ -92,11 +92,6 @@ impl<S: Source> Training<S> {
         Ok(Self { source, kernels, shape, weights, bias, data, steps: 0 })
     }
 
-    /// Where the tensors come from.
-    pub(crate) fn source(&self) -> &S {
-        &self.source
-    }
-
     /// One step of training, recorded and submitted: what its forward pass left, which is the
     /// caller's, and the loss on its way back. Takes the batches in turn.
     pub(crate) fn step(&mut self) -> Result<(Forward<S>, S::Download), Failure> {
