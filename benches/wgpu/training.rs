@@ -1,8 +1,8 @@
 //! A training step of the demo (a linear layer with Adam) over this crate's memory, and the very
 //! same code over buffers that every step makes for itself.
 //!
-//! The rival's buffers are of wgpu's own caching, with its default hints: temporaries, parameters of
-//! kernels and the buffer that the loss comes back in are made and dropped in each step; weights,
+//! The rival's buffers are of wgpu's own caching, with its default hints: temporaries, parameters
+//! of kernels and the buffer that the loss comes back in are made and dropped in each step; weights,
 //! moments and data stay. A turn is some steps and the wait for the last loss.
 
 use std::sync::mpsc::channel;

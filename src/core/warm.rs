@@ -13,17 +13,16 @@
 //!
 //! What does not merge costs memory. So a slot belongs to the size that was freed there last, and
 //! only a second free of that size in a row is kept: sizes that never repeat merge at once. And it
-//! is for crumbs alone (see [`Config::front_cache`]): what the 23 traces of the figures below need
-//! is the same with and without it, to 0.1 %; a program of nothing but small blocks of random sizes
-//! needs 9 % more.
+//! is for crumbs alone (see [`Config::front_cache`]): what 23 traces need is the same with
+//! and without it, to 0.1 %; a program of nothing but small blocks of random sizes needs 9 % more.
 //!
 //! - F1: a block is Warm ⇔ it is in the slot of its pool and size.
 //! - F2: no block is Warm while all arenas are in one hand: whoever decides about more than one
 //!   block sees merged ones. (So reading statistics merges; it moves later placements, never
 //!   correctness.)
 //!
-//! Figures: a hit through a slot costs 45 ns with all that belongs to it, through the bins 50 to 65.
-//! Off with the torch preset, whose placements are to the byte.
+//! A hit through a slot costs 45 ns with all that belongs to it, through the bins 50 to 65. Off
+//! with the torch preset, whose placements are to the byte.
 
 use crate::config::Config;
 use crate::core::arena::{Arena, Freed, Take, Want};
