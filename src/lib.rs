@@ -107,7 +107,7 @@ pub use backend::wgpu::recommended_device_descriptor;
 #[cfg(feature = "wgpu")]
 pub use surface::wgpu::{GpuVec, Scope, WgpuAllocation, WgpuAllocator, WgpuOptions};
 
-/// The README's example, so that it is compiled and run with the tests.
-#[cfg(doctest)]
+/// The README's examples, so that they are compiled and run with the tests.
+#[cfg(all(doctest, feature = "wgpu"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

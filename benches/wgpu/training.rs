@@ -2,8 +2,8 @@
 //! same code over buffers that every step makes for itself.
 //!
 //! The rival's buffers are of wgpu's own caching, with its default hints: temporaries, parameters
-//! of kernels and the buffer that the loss comes back in are made and dropped in each step; weights,
-//! moments and data stay. A turn is some steps and the wait for the last loss.
+//! of kernels and the buffer that the loss comes back in are made and dropped in each step;
+//! weights, moments and data stay. A turn is some steps and the wait for the last loss.
 
 use std::sync::mpsc::channel;
 

@@ -31,7 +31,7 @@ fn add(
 fn sum_of(gpu: &Gpu, memory: &WgpuAllocator, blocks: [&WgpuAllocation; 3]) -> Result<u32, String> {
     let kernel = gpu.pipeline(ADD, "main");
     for (block, value) in blocks.iter().zip([3_u32, 4, 0]) {
-        memory.write(block, 0, &value.to_le_bytes()).expect("nothing is open");
+        memory.write_now(block, 0, &value.to_le_bytes()).expect("nothing is open");
     }
     let error = gpu.error_of(|| {
         let mut encoder = gpu.encoder();
@@ -97,7 +97,7 @@ fn what_cannot_be_avoided_gets_a_buffer_of_its_own() {
         let exact = allocator_with(|config, _| config.exact_growth = exact_growth);
         let Some((gpu, memory)) = exact else { return };
         let [x, y] = [(); 2].map(|()| memory.allocate(64 * KIB).expect("room"));
-        memory.write(&x, 0, &[0; 4]).expect("nothing is open");
+        memory.write_now(&x, 0, &[0; 4]).expect("nothing is open");
         memory.set_memory_limit(Some(memory.memory_reserved() + 128 * KIB));
         let output = memory.allocate_avoiding(64 * KIB, [&x, &y]).expect("below the limit");
         assert_eq!(output.segment().buffer().size(), 64 * KIB);
@@ -161,7 +161,7 @@ fn indirect_arguments_are_read_beside_what_is_written() {
         [(); 2].map(|()| memory.request(12).role(Role::Indirect).allocate().expect("room"));
     assert!(arguments.offset() > 0, "arguments are found at an offset");
     let words = [3_u32, 2, 1];
-    memory.write(&arguments, 0, bytemuck::cast_slice(&words)).expect("nothing is open");
+    memory.write_now(&arguments, 0, bytemuck::cast_slice(&words)).expect("nothing is open");
     let group = gpu.bind_group(&kernel, &[(0, buffer_of(count.binding()))]);
     let mut encoder = gpu.encoder();
     let scope = memory.begin(&mut encoder);
@@ -241,7 +241,7 @@ fn geometry_is_drawn() {
     let geometry = |bytes: &[u8]| {
         let request = memory.request(bytes.len() as u64).role(Role::Geometry);
         let block = request.allocate().expect("room");
-        memory.write(&block, 0, bytes).expect("nothing is open");
+        memory.write_now(&block, 0, bytes).expect("nothing is open");
         block
     };
     let vertices = geometry(bytemuck::cast_slice(&vertices));
@@ -307,7 +307,7 @@ fn what_cannot_be_bound_is_too_large() {
     // It can be copied from and to.
     let large = memory.request(requested).unbound().allocate().expect("the machine has that much");
     let small = memory.allocate(4096).expect("room");
-    memory.write(&small, 0, &[7; 4096]).expect("nothing is open");
+    memory.write_now(&small, 0, &[7; 4096]).expect("nothing is open");
     let mut encoder = gpu.encoder();
     let scope = memory.begin(&mut encoder);
     scope.copy(&mut encoder, &small, &large).expect("two buffers");

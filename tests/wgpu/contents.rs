@@ -94,7 +94,7 @@ fn scrubbed_memory_shows_nothing_of_its_last_owner() {
     for role in [Role::StorageExclusive, Role::Uniform, Role::Geometry, Role::Indirect] {
         let take = || memory.request(4 * KIB).role(role).allocate().expect("room");
         let block = take();
-        memory.write(&block, 0, &[0xAB; 4096]).expect("nothing is open");
+        memory.write_now(&block, 0, &[0xAB; 4096]).expect("nothing is open");
         let home = place(&block);
         drop(block);
         scrub(&gpu, &memory);
@@ -113,7 +113,7 @@ fn scrubbed_memory_shows_nothing_of_what_was_moved() {
     });
     let Some((gpu, memory)) = scrubs else { return };
     let secret = memory.allocate(64 * KIB).expect("room");
-    memory.write(&secret, 0, &[0xAB; 64 << 10]).expect("nothing is open");
+    memory.write_now(&secret, 0, &[0xAB; 64 << 10]).expect("nothing is open");
     assert_eq!(memory.read(&secret).expect("there")[..4], [0xAB; 4]);
     memory.backend().poll();
     let readback = memory.request(64 * KIB).role(Role::Readback).allocate().expect("room");
@@ -156,7 +156,7 @@ fn what_can_be_mapped_comes_unmapped() {
         drop(upload);
         assert!(memory.read(&target).expect("there").iter().all(|&byte| byte == round));
         // The chunks of the allocator's own uploads are others.
-        memory.write(&target, 0, &[9; 64 << 10]).expect("nothing is open");
+        memory.write_now(&target, 0, &[9; 64 << 10]).expect("nothing is open");
         assert!(memory.read(&target).expect("there").iter().all(|&byte| byte == 9));
     }
 }
@@ -168,7 +168,7 @@ fn scrubbing_waits_for_open_scopes() {
     let kernels = Kernels::new(&gpu);
     let block = memory.allocate(64 * KIB).expect("room");
     let (home, marks) = (place(&block), Marks::of(&block, 1));
-    memory.write(&block, 0, &marks.bytes()).expect("nothing is open");
+    memory.write_now(&block, 0, &marks.bytes()).expect("nothing is open");
     let mut late = gpu.encoder();
     let open = memory.begin(&mut late);
     kernels.check(&gpu, &mut late, open.binding(&block), marks);

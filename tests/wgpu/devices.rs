@@ -19,7 +19,7 @@ fn is_lost<T>(outcome: &Result<T, AllocError>) -> bool {
 /// Then the same on another device, which works.
 fn assert_lost_and_rebuilt(gpu: &Gpu, memory: WgpuAllocator, lose: impl FnOnce()) {
     let held = memory.allocate(3 * MIB).expect("room");
-    memory.write(&held, 0, &[1; 4096]).expect("nothing is open");
+    memory.write_now(&held, 0, &[1; 4096]).expect("nothing is open");
     let cached = memory.allocate(5000).expect("room");
     let mut encoder = gpu.encoder();
     let mut scope = memory.begin(&mut encoder);
@@ -43,7 +43,7 @@ fn assert_lost_and_rebuilt(gpu: &Gpu, memory: WgpuAllocator, lose: impl FnOnce()
     }
     submitted.submit(late);
     assert!(memory.read(&held).is_err() && memory.synchronize().is_err());
-    let write = memory.write(&held, 0, &vec![1; 3 << 20]);
+    let write = memory.write_now(&held, 0, &vec![1; 3 << 20]);
     assert!(matches!(write, Err(UploadError::DeviceLost(_))), "{write:?}");
     memory.verify();
     drop((scope, own, download, held));
@@ -56,7 +56,7 @@ fn assert_lost_and_rebuilt(gpu: &Gpu, memory: WgpuAllocator, lose: impl FnOnce()
     assert_eq!(rebuilt.config(), memory.config());
     drop(memory);
     let block = rebuilt.allocate(3 * MIB).expect("the new device is there");
-    rebuilt.write(&block, 0, &[5; 4096]).expect("nothing is open");
+    rebuilt.write_now(&block, 0, &[5; 4096]).expect("nothing is open");
     assert_eq!(rebuilt.read(&block).expect("there")[..4096], [5; 4096]);
 }
 
@@ -151,7 +151,7 @@ fn a_device_that_caches_is_found_out() {
     // It works all the same, with the alignment and the limits that it has.
     let memory = WgpuAllocator::new(caching.device().clone(), caching.queue().clone());
     let block = memory.allocate(3 * MIB).expect("room");
-    memory.write(&block, 0, &[5; 4096]).expect("nothing is open");
+    memory.write_now(&block, 0, &[5; 4096]).expect("nothing is open");
     assert_eq!(memory.read(&block).expect("there")[..4096], [5; 4096]);
     let limit = memory.device().limits().max_buffer_size;
     let beyond = memory.request(limit + MIB).unbound().allocate();

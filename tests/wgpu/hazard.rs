@@ -202,7 +202,7 @@ impl Protocol for Careful<'_> {
         };
         let outcome = match self.way {
             Way::Ordered => scope.upload(encoder, &block, 0, bytes),
-            Way::Foreign => self.memory.write(&block, 0, bytes),
+            Way::Foreign => self.memory.write_now(&block, 0, bytes),
             Way::Quarantined => {
                 let buffer = block.segment().buffer();
                 self.gpu.queue.write_buffer(buffer, block.offset(), bytes);

@@ -103,21 +103,21 @@ fn running_out_of_memory_is_an_error_and_nothing_more() {
         false
     });
     let block = memory.allocate(3 * MIB).expect("room");
-    memory.write(&block, 0, &[1; 4096]).expect("nothing is open");
+    memory.write_now(&block, 0, &[1; 4096]).expect("nothing is open");
     limit_addresses(8 << 30);
     let mut held = exhaust(&memory, 100 * MIB);
     assert!(held.len() >= 8, "{} blocks are too few to prove anything", held.len());
     assert_eq!(asked.load(Ordering::Relaxed), 1, "the program is asked before it is refused");
     memory.backend().check().expect("a want of memory is no loss");
     // Bytes still move where there are chunks for them, or it is an error as well.
-    let write = memory.write(&block, 0, &[2; 4096]);
+    let write = memory.write_now(&block, 0, &[2; 4096]);
     assert!(matches!(write, Ok(()) | Err(UploadError::Alloc(_))), "{write:?}");
     for _ in 0..3 {
         let some = held.len() / 2;
         held.truncate(some);
         let again = memory.allocate(100 * MIB).expect("half was freed");
         let [from, to] = [&again, &block];
-        memory.write(from, 0, &4_u32.to_le_bytes().repeat(STEP_WORDS)).expect("room");
+        memory.write_now(from, 0, &4_u32.to_le_bytes().repeat(STEP_WORDS)).expect("room");
         let mut encoder = gpu.encoder();
         let [x, y] = [from, to].map(|block| buffer_of(block.binding()));
         kernels.step(&gpu, &mut encoder, x, y);

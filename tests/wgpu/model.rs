@@ -188,7 +188,7 @@ impl<'a> Program<'a> {
     fn write(&mut self) {
         let Some((allocation, marks)) = self.allocate(None) else { return };
         // A new block is nobody's, so the write overtakes nothing that matters.
-        if granted(self.memory.write(&allocation, 0, &marks.bytes())).is_some() {
+        if granted(self.memory.write_now(&allocation, 0, &marks.bytes())).is_some() {
             self.live.push(Block { allocation, marks, writer: None });
         }
     }
@@ -380,12 +380,12 @@ fn marks_of_the_cpu_are_those_of_the_gpu() {
     let kernels = Kernels::new(&gpu);
     let block = memory.allocate(4000).expect("room");
     let marks = Marks::of(&block, 3);
-    memory.write(&block, 0, &marks.bytes()).expect("nothing is open");
+    memory.write_now(&block, 0, &marks.bytes()).expect("nothing is open");
     let mut encoder = gpu.encoder();
     kernels.check(&gpu, &mut encoder, block.binding(), marks);
     gpu.queue.submit([encoder.finish()]);
     assert_eq!(kernels.wrong(&gpu), 0);
-    memory.write(&block, 8, &[0; 4]).expect("nothing is open");
+    memory.write_now(&block, 8, &[0; 4]).expect("nothing is open");
     let mut encoder = gpu.encoder();
     kernels.check(&gpu, &mut encoder, block.binding(), marks);
     gpu.queue.submit([encoder.finish()]);

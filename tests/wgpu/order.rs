@@ -25,11 +25,11 @@ fn a_write_does_not_overtake_its_scope() {
     let Some((_, memory)) = allocator() else { return };
     let (mut encoder, mut scope) = begin(&memory);
     let own = scope.allocate(SIZE).expect("room");
-    assert_eq!(memory.write(&own, 0, &[1; 4]), Err(UploadError::Unordered));
+    assert_eq!(memory.write_now(&own, 0, &[1; 4]), Err(UploadError::Unordered));
     // The scope's own uploads are in order.
     scope.upload(&mut encoder, &own, 0, &[2; 4]).expect("room");
     scope.submit(encoder);
-    memory.write(&own, 0, &[3; 4]).expect("nothing is recorded that could be overtaken");
+    memory.write_now(&own, 0, &[3; 4]).expect("nothing is recorded that could be overtaken");
     assert_eq!(memory.read(&own).expect("there")[..4], [3; 4]);
 }
 
@@ -39,15 +39,15 @@ fn a_write_does_not_overtake_a_scope_that_uses_the_bytes() {
     let (used, plain, unused) = (take(&memory), take(&memory), take(&memory));
     let _ = plain.binding();
     for allocation in [&used, &plain, &unused] {
-        memory.write(allocation, 0, &[1; 4]).expect("nothing is open");
+        memory.write_now(allocation, 0, &[1; 4]).expect("nothing is open");
     }
     let (mut encoder, mut scope) = begin(&memory);
     let before = scope.download(&mut encoder, &used).expect("room");
-    assert_eq!(memory.write(&used, 0, &[2; 4]), Err(UploadError::Unordered));
-    assert_eq!(memory.write(&plain, 0, &[2; 4]), Err(UploadError::Unordered));
-    memory.write(&unused, 0, &[2; 4]).expect("the scope has not used it");
+    assert_eq!(memory.write_now(&used, 0, &[2; 4]), Err(UploadError::Unordered));
+    assert_eq!(memory.write_now(&plain, 0, &[2; 4]), Err(UploadError::Unordered));
+    memory.write_now(&unused, 0, &[2; 4]).expect("the scope has not used it");
     scope.submit(encoder);
-    memory.write(&used, 0, &[3; 4]).expect("submitted");
+    memory.write_now(&used, 0, &[3; 4]).expect("submitted");
     assert_eq!(before.wait().expect("submitted")[..4], [1; 4]);
     assert_eq!(memory.read(&used).expect("there")[..4], [3; 4]);
 }
@@ -56,7 +56,7 @@ fn a_write_does_not_overtake_a_scope_that_uses_the_bytes() {
 fn a_download_is_there_once_it_was_submitted() {
     let Some((_, memory)) = allocator() else { return };
     let block = take(&memory);
-    memory.write(&block, 0, &[5; SIZE as usize]).expect("nothing is open");
+    memory.write_now(&block, 0, &[5; SIZE as usize]).expect("nothing is open");
     let (mut encoder, mut scope) = begin(&memory);
     let download = scope.download(&mut encoder, &block).expect("room");
     assert!(!download.is_ready());
@@ -74,7 +74,7 @@ fn a_download_is_there_once_it_was_submitted() {
 fn a_download_can_be_awaited() {
     let Some((_, memory)) = allocator() else { return };
     let block = take(&memory);
-    memory.write(&block, 0, &[6; SIZE as usize]).expect("nothing is open");
+    memory.write_now(&block, 0, &[6; SIZE as usize]).expect("nothing is open");
     let (mut encoder, mut scope) = begin(&memory);
     let download = scope.download(&mut encoder, &block).expect("room");
     scope.submit(encoder);
@@ -98,8 +98,8 @@ fn a_download_can_be_awaited() {
 fn a_dropped_download_lands_in_nobodys_bytes() {
     let Some((_, memory)) = allocator() else { return };
     let (ones, twos) = (take(&memory), take(&memory));
-    memory.write(&ones, 0, &[1; SIZE as usize]).expect("nothing is open");
-    memory.write(&twos, 0, &[2; SIZE as usize]).expect("nothing is open");
+    memory.write_now(&ones, 0, &[1; SIZE as usize]).expect("nothing is open");
+    memory.write_now(&twos, 0, &[2; SIZE as usize]).expect("nothing is open");
     let (mut late, mut scope) = begin(&memory);
     drop(scope.download(&mut late, &ones).expect("room"));
     let (mut encoder, mut other) = begin(&memory);
@@ -114,7 +114,7 @@ fn a_dropped_download_lands_in_nobodys_bytes() {
 fn a_read_that_is_given_up_locks_nothing() {
     let Some((_, memory)) = allocator() else { return };
     let block = take(&memory);
-    memory.write(&block, 0, &[7; SIZE as usize]).expect("nothing is open");
+    memory.write_now(&block, 0, &[7; SIZE as usize]).expect("nothing is open");
     let (mut encoder, mut scope) = begin(&memory);
     let download = scope.download(&mut encoder, &block).expect("room");
     scope.submit(encoder);
@@ -248,7 +248,7 @@ fn a_quarantined_scope_keeps_what_it_used_until_its_end() {
     drop(used);
     let next = scope.allocate(SIZE).expect("room");
     assert_ne!(place(&next), home);
-    memory.write(&next, 0, &[1; 4]).expect("it is new and clean");
+    memory.write_now(&next, 0, &[1; 4]).expect("it is new and clean");
     scope.submit(encoder);
     assert_eq!(place(&take(&memory)), home);
     assert_eq!(kernels.wrong(&gpu), 0);
@@ -265,7 +265,7 @@ fn memory_of_an_open_scope_is_lent_to_nobody() {
     open.upload(&mut late, &own, 0, &[1; 4096]).expect("room");
     drop(own);
     let outside = memory.allocate(size).expect("room");
-    memory.write(&outside, 0, &[2; 4096]).expect("it is new");
+    memory.write_now(&outside, 0, &[2; 4096]).expect("it is new");
     let (mut encoder, mut scope) = begin(&memory);
     let inside = scope.allocate(size).expect("room");
     scope.upload(&mut encoder, &inside, 0, &[3; 4096]).expect("room");
@@ -284,7 +284,7 @@ fn hundreds_of_scopes_may_be_open() {
     let home = place(&block);
     let mut open: Vec<_> = (0..150).map(|_| begin(&memory)).collect();
     open[140].1.uses(&block);
-    assert_eq!(memory.write(&block, 0, &[1; 4]), Err(UploadError::Unordered));
+    assert_eq!(memory.write_now(&block, 0, &[1; 4]), Err(UploadError::Unordered));
     drop(block);
     let (encoder, scope) = open.swap_remove(140);
     let waits = take(&memory);

@@ -19,7 +19,7 @@ fn odd_tails_arrive_whole_and_alone() {
     for len in [1, 2, 3, 4, 5, 7, 251, 4097, 65_535] {
         let bytes = pattern(len, len);
         let block = memory.allocate(len as u64).expect("room");
-        memory.write(&block, 0, &bytes).expect("nothing is open");
+        memory.write_now(&block, 0, &bytes).expect("nothing is open");
         assert_eq!(memory.read(&block), Ok(bytes), "{len} bytes by a write");
         let (bytes, mut encoder) = (pattern(len, 1), gpu.encoder());
         let mut scope = memory.begin(&mut encoder);
@@ -33,9 +33,9 @@ fn odd_tails_arrive_whole_and_alone() {
 fn ranges_are_written_and_nothing_else() {
     let Some((_, memory)) = allocator() else { return };
     let block = memory.allocate_zeroed(1001).expect("room");
-    memory.write(&block, 8, &[1; 4]).expect("nothing is open");
-    memory.write(&block, 1000, &[2]).expect("up to the end");
-    memory.write(&block, 500, &[3; 12]).expect("nothing is open");
+    memory.write_now(&block, 8, &[1; 4]).expect("nothing is open");
+    memory.write_now(&block, 1000, &[2]).expect("up to the end");
+    memory.write_now(&block, 500, &[3; 12]).expect("nothing is open");
     let bytes = memory.read(&block).expect("there");
     let expected = |at: usize| match at {
         8..12 => 1,
@@ -54,7 +54,7 @@ fn a_large_write_goes_in_pieces() {
     let Some((_, memory)) = small_cap else { return };
     let bytes = pattern(7 * MIB as usize + 3, 0);
     let block = memory.allocate(bytes.len() as u64).expect("room");
-    memory.write(&block, 0, &bytes).expect("pieces fit below the cap");
+    memory.write_now(&block, 0, &bytes).expect("pieces fit below the cap");
     assert!(memory.read(&block) == Ok(bytes));
     assert!(memory.staging_bytes() <= 2 * MIB);
 }
@@ -68,7 +68,7 @@ fn uploads_together_are_uploads_in_order() {
     assert_eq!(small[1].offset(), small[0].offset() + 512, "neighbours can become one copy");
     let zeros = vec![0; 512];
     for block in &small {
-        memory.write(block, 0, &zeros).expect("nothing is open");
+        memory.write_now(block, 0, &zeros).expect("nothing is open");
     }
     let [a, b, c, d] = [1, 2, 3, 4].map(|seed| pattern(512, seed));
     let uploads = [
@@ -114,7 +114,7 @@ fn staging_has_a_cap_and_recovers() {
     let mut encoder = gpu.encoder();
     let mut scope = memory.begin(&mut encoder);
     assert_eq!(scope.upload(&mut encoder, &other, 0, &bytes), Err(full(200 << 10)));
-    assert_eq!(memory.write(&other, 0, &bytes), Err(full(200 << 10)));
+    assert_eq!(memory.write_now(&other, 0, &bytes), Err(full(200 << 10)));
     let (first, submitted) = open.remove(0);
     submitted.submit(first);
     scope.upload(&mut encoder, &other, 0, &bytes).expect("one chunk is back");
@@ -122,7 +122,7 @@ fn staging_has_a_cap_and_recovers() {
     assert_eq!(memory.read(&other), Ok(bytes.clone()));
     // A scope that is given up gives its chunk back too.
     drop(open);
-    memory.write(&other, 0, &bytes[..1000]).expect("three chunks are back");
+    memory.write_now(&other, 0, &bytes[..1000]).expect("three chunks are back");
     let error =
         memory.begin(&mut gpu.encoder()).upload(&mut gpu.encoder(), &block, 0, &[0; 2 << 20]);
     assert_eq!(error, Err(full(2 * MIB)), "larger than the cap alone");
@@ -180,12 +180,12 @@ fn ranges_beyond_the_allocation_are_misuse() {
     let (block, small) = (memory.allocate(10).expect("room"), memory.allocate(4).expect("room"));
     for (offset, len) in [(0, 11), (8, 3), (12, 0), (u64::MAX, 1), (u64::MAX - 3, 8)] {
         let bytes = vec![0; len];
-        let text = refuses(|| memory.write(&block, offset, &bytes));
+        let text = refuses(|| memory.write_now(&block, offset, &bytes));
         assert!(text.contains("are not inside of 10 bytes"), "{offset} {len}: {text}");
     }
     for (offset, len) in [(1, 4), (2, 8), (0, 3), (4, 5)] {
         let bytes = vec![0; len];
-        let text = refuses(|| memory.write(&block, offset, &bytes));
+        let text = refuses(|| memory.write_now(&block, offset, &bytes));
         assert!(text.contains("multiples of 4 bytes"), "{offset} {len}: {text}");
         let (mut encoder, upload) = (gpu.encoder(), Upload { to: &block, offset, bytes: &bytes });
         let mut scope = memory.begin(&mut encoder);
@@ -206,7 +206,7 @@ fn nothing_is_moved_without_ado() {
     let Some((gpu, memory)) = allocator() else { return };
     let none = memory.allocate(0).expect("nothing is always there");
     let zeroed = memory.allocate_zeroed(0).expect("nothing is always there");
-    memory.write(&none, 0, &[]).expect("nothing to write");
+    memory.write_now(&none, 0, &[]).expect("nothing to write");
     assert_eq!(memory.read(&none), Ok(Vec::new()));
     let mut encoder = gpu.encoder();
     let mut scope = memory.begin(&mut encoder);
@@ -228,7 +228,7 @@ fn nothing_is_moved_without_ado() {
 fn copies(memory: &WgpuAllocator, sizes: [u64; 2]) -> bool {
     let [from, to] = sizes.map(|size| memory.allocate(size).expect("room"));
     let bytes = pattern(sizes[0] as usize, 5);
-    memory.write(&from, 0, &bytes).expect("nothing is open");
+    memory.write_now(&from, 0, &bytes).expect("nothing is open");
     let mut encoder = memory.device().create_command_encoder(&Default::default());
     let scope = memory.begin(&mut encoder);
     scope.copy(&mut encoder, &from, &to).expect("room for the way");

@@ -17,8 +17,8 @@
 //!
 //! - every encoder that uses memory of this allocator, and is not submitted at once, is begun with
 //!   [`WgpuAllocator::begin`];
-//! - bytes come by [`Scope::upload`], or by [`WgpuAllocator::write`], which refuses where it would
-//!   overtake; never by `queue.write_buffer`.
+//! - bytes come by [`Scope::upload`], or by [`WgpuAllocator::write_now`], which refuses where it
+//!   would overtake; never by `queue.write_buffer`.
 //!
 //! A program that keeps to these two needs no wait, no flush, and no more memory than lives at a
 //! time. (A scope of [`Reuse::Quarantine`] allows `queue.write_buffer` into what was allocated in
@@ -414,7 +414,7 @@ impl WgpuAllocator {
     ///
     /// # Panics
     /// As [`Scope::upload`].
-    pub fn write(
+    pub fn write_now(
         &self,
         to: &WgpuAllocation,
         offset: Bytes,

@@ -81,7 +81,7 @@ impl<T: Pod> GpuVec<T> {
     /// A copy of `values`.
     ///
     /// # Errors
-    /// As [`WgpuAllocator::allocate`] and [`WgpuAllocator::write`].
+    /// As [`WgpuAllocator::allocate`] and [`WgpuAllocator::write_now`].
     #[track_caller]
     pub fn from_slice(allocator: &WgpuAllocator, values: &[T]) -> Result<Self, UploadError> {
         let vec = Self::recycled(allocator, values.len())?;
@@ -122,12 +122,12 @@ impl<T: Pod> GpuVec<T> {
     /// Writes `values` to its beginning, in a submission of its own.
     ///
     /// # Errors
-    /// As [`WgpuAllocator::write`].
+    /// As [`WgpuAllocator::write_now`].
     ///
     /// # Panics
     /// If they are more than it has, or end inside of it at no multiple of 4 bytes.
     pub fn upload(&self, values: &[T]) -> Result<(), UploadError> {
-        self.allocator.write(&self.allocation, 0, bytemuck::cast_slice(values))
+        self.allocator.write_now(&self.allocation, 0, bytemuck::cast_slice(values))
     }
 
     /// Writes `values` to its beginning at this point of a scope's encoder.
@@ -171,7 +171,8 @@ impl<T: Pod> GpuVec<T> {
     /// Copies its values to the beginning of `other`, in a submission of its own.
     ///
     /// # Errors
-    /// If there is no memory for the way; [`UploadError::Unordered`] as [`WgpuAllocator::write`].
+    /// If there is no memory for the way; [`UploadError::Unordered`] as
+    /// [`WgpuAllocator::write_now`].
     ///
     /// # Panics
     /// If `other` is shorter.

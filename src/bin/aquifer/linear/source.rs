@@ -112,7 +112,7 @@ impl Source for Aquifer {
 
     fn filled(&self, purpose: Purpose, values: &[f32]) -> Result<WgpuAllocation, Failure> {
         let tensor = self.allocate(purpose, values.len())?;
-        self.memory.write(&tensor, 0, bytemuck::cast_slice(values))?;
+        self.memory.write_now(&tensor, 0, bytemuck::cast_slice(values))?;
         Ok(tensor)
     }
 
