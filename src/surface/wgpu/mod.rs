@@ -255,7 +255,7 @@ impl Shared {
         }
     }
 
-    /// A request with nothing more to say than its size: 88 ns a hit, with the builder 121.
+    /// A request with nothing more to say than its size: the moves of the builder cost 30 ns.
     #[track_caller]
     #[inline]
     fn allocate(
