@@ -225,7 +225,9 @@ impl Shared {
 
     /// Memory has run out: what can come free without the program's doing; whether anything could.
     fn relieve(&self) -> bool {
-        self.core.backend().poll();
+        // Upload chunks come back when the work that reads them is complete. A lost device has
+        // nothing to wait for.
+        let _ = self.core.backend().synchronize();
         let swept = self.lanes.sweep(&self.core);
         self.staging.trim(&self.core);
         let scrubbed = self.scrub();
@@ -435,11 +437,10 @@ impl WgpuAllocator {
     /// Gives every byte back that can be given back, and says how many that were; then waits until
     /// the driver has them. What open scopes may use stays.
     pub fn empty_cache(&self) -> Bytes {
-        // Scrubbing submits more work; what it clears is free at once, and goes when that is done.
-        // A lost device has nothing to wait for, and gives its buffers up as ever.
-        let _ = self.synchronize();
         self.shared.relieve();
         let returned = self.shared.core.empty_cache();
+        // Scrubbing submitted more work; what it cleared was free at once, and goes when that is
+        // done. A lost device gives its buffers up as ever.
         let _ = self.synchronize();
         self.shared.core.backend().poll();
         returned
