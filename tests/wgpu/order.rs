@@ -297,3 +297,21 @@ fn hundreds_of_scopes_may_be_open() {
     assert_eq!(place(&take(&memory)), home);
     memory.verify();
 }
+
+/// Nor do the blocks of such scopes have one.
+#[test]
+fn blocks_of_the_hundredth_scope_wait_for_others() {
+    let Some((_, memory)) = allocator() else { return };
+    let mut open: Vec<_> = (0..100).map(|_| begin(&memory)).collect();
+    let block = open[90].1.allocate(SIZE).expect("room");
+    let home = place(&block);
+    open[95].1.uses(&block);
+    drop(block);
+    let next = open[90].1.allocate(SIZE).expect("room");
+    assert_ne!(place(&next), home, "another open scope may use it");
+    drop(next);
+    for (encoder, scope) in open.drain(..) {
+        scope.submit(encoder);
+    }
+    memory.verify();
+}

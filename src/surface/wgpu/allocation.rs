@@ -206,7 +206,9 @@ impl WgpuAllocation {
         let home = block.stream_index();
         let uses = self.uses.bits();
         let recordings = block.backend().recordings();
-        if uses & !Uses::bit(home) == 0 || recordings.none_but(home) {
+        // The bit of a home that has none of its own says nothing about the home.
+        let own = Uses::bit(home) & !ANYWHERE;
+        if uses & !own == 0 || recordings.none_but(home) {
             return;
         }
         for stream in recordings.snapshot() {
