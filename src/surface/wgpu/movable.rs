@@ -23,7 +23,7 @@ use super::allocation::WgpuAllocation;
 use super::scope::Scope;
 use super::{Shared, WgpuAllocator};
 use crate::allocator::Stream;
-use crate::backend::Wgpu;
+use crate::backend::{Wgpu, WgpuSegment};
 use crate::units::Bytes;
 
 /// Where a movable allocation is now.
@@ -112,11 +112,18 @@ impl Scope {
         let slots = slots(shared);
         let mut done = Defragmented::default();
         let mut retired: Vec<WgpuAllocation> = Vec::new();
+        // Segments that took something in are not to be emptied any more.
+        let mut filled: Vec<Arc<WgpuSegment>> = Vec::new();
         for mut sparse in self.sparse_segments(&slots) {
+            let segment = sparse.live[0].1.segment();
+            if filled.iter().any(|filled| Arc::ptr_eq(filled, segment)) {
+                continue;
+            }
             if done.moved_bytes + sparse.live_bytes > budget {
                 break;
             }
             let Some(places) = self.places_for(&sparse, &retired) else { continue };
+            filled.extend(places.iter().map(|place| Arc::clone(place.segment())));
             for ((slot, guard), place) in sparse.live.iter_mut().zip(places) {
                 self.uses(guard);
                 self.uses(&place);
