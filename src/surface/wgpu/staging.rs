@@ -27,7 +27,7 @@ use super::lanes::Progress;
 use crate::allocator::{AllocError, Allocation, Allocator, PrivatePool};
 use crate::backend::{Wgpu, WgpuSegment};
 use crate::id::Tag;
-use crate::units::{Bytes, align_up};
+use crate::units::{Bytes, align_down, align_up};
 
 /// Writes into a mapped buffer begin at multiples of this (wgpu's `MAP_ALIGNMENT`).
 const ALIGNMENT: Bytes = wgpu::MAP_ALIGNMENT;
@@ -119,6 +119,8 @@ impl Staging {
         tag: Tag,
         (chunk_size, cap): (Bytes, Bytes),
     ) -> Self {
+        // Below a cap that is smaller than a chunk uploads share smaller ones.
+        let chunk_size = chunk_size.min(align_down(cap, ALIGNMENT));
         Self { pool, tag, cap, chunk_size, state: Mutex::new(State::default()) }
     }
 
@@ -245,9 +247,9 @@ impl Staging {
         drop(ready);
     }
 
-    /// The most bytes that all chunks together may have.
-    pub(super) fn cap(&self) -> Bytes {
-        self.cap
+    /// The most bytes that one upload can have: a chunk of the whole cap has so many.
+    pub(super) fn upload_max(&self) -> Bytes {
+        align_down(self.cap, ALIGNMENT)
     }
 
     /// Bytes of all chunks.

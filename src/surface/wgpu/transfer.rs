@@ -42,7 +42,9 @@ impl Shared {
         if !to.is_settled() {
             return Err(UploadError::Unordered);
         }
-        let piece = PIECE.min(self.staging.cap()) as usize;
+        // No piece is empty, nor ends between words; where the cap has room for not even one, the
+        // first piece says so.
+        let piece = PIECE.min(self.staging.upload_max()).max(wgpu::MAP_ALIGNMENT) as usize;
         let mut at = to.offset() + offset;
         for bytes in bytes.chunks(piece) {
             let mut chunk = self.staging.acquire(&self.core, bytes.len() as Bytes)?;
