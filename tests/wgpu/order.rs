@@ -129,6 +129,29 @@ fn a_read_that_is_given_up_locks_nothing() {
     assert_eq!(memory.read(&block), Ok(vec![7; SIZE as usize]));
 }
 
+/// Whoever reads a download after that, or while others read it, has all of it.
+#[test]
+fn a_download_may_have_many_readers() {
+    let Some((_, memory)) = allocator() else { return };
+    let block = take(&memory);
+    let bytes = vec![8; SIZE as usize];
+    memory.write_now(&block, 0, &bytes).expect("nothing is open");
+    let (mut encoder, mut scope) = begin(&memory);
+    let download = scope.download(&mut encoder, &block).expect("room");
+    scope.submit(encoder);
+    memory.synchronize().expect("the device is there");
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(std::pin::pin!(download.read()).as_mut().poll(&mut context).is_pending());
+    assert!(download.wait() == Ok(bytes.clone()), "the first reader was given up");
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| (0..50).for_each(|_| assert!(download.wait() == Ok(bytes.clone()))));
+        }
+    });
+    drop(download);
+    assert!(memory.read(&block) == Ok(bytes), "the buffer is not mapped any more");
+}
+
 #[test]
 fn a_scope_that_is_given_up_frees_its_memory() {
     let Some((_, memory)) = allocator() else { return };
