@@ -158,6 +158,23 @@ fn a_device_that_caches_is_found_out() {
     assert!(matches!(beyond, Err(AllocError::TooLarge { .. })), "{beyond:?}");
 }
 
+/// Work that is under way, and that nobody waits for, keeps nothing alive.
+#[test]
+fn a_device_goes_with_its_last_handle() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let alive = Arc::new(());
+    let token = Arc::clone(&alive);
+    memory.on_segment_release(move |_| drop(Arc::clone(&token)));
+    let block = memory.allocate(64 * KIB).expect("room");
+    memory.write_now(&block, 0, &[1; 4096]).expect("nothing is open");
+    let mut encoder = gpu.encoder();
+    let mut scope = memory.begin(&mut encoder);
+    scope.upload(&mut encoder, &block, 0, &[2; 4096]).expect("room");
+    scope.submit(encoder);
+    drop((block, memory, gpu));
+    assert_eq!(Arc::strong_count(&alive), 1, "the backend and its device live on");
+}
+
 #[test]
 fn a_device_is_opened_as_recommended() {
     if Gpu::shared().is_none() {

@@ -258,6 +258,17 @@ impl Staging {
     }
 }
 
+impl Drop for Staging {
+    /// A notice keeps the chunks of its scope, and chunks keep the device, which keeps the notice
+    /// until somebody polls it: nobody may ever again.
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for progress in &state.waiting {
+            drop(progress.take_chunks());
+        }
+    }
+}
+
 impl State {
     /// Maps the chunks of scopes that are over, and takes those that are mapped.
     fn collect(&mut self) {
