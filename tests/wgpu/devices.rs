@@ -1,11 +1,12 @@
 //! What is known of a device, what it really holds, and what happens when it is gone.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use aquifer::backend::{MemorySource, Role, Wgpu};
 use aquifer::surface::wgpu::{DownloadError, UploadError};
-use aquifer::{AllocError, Config, WgpuAllocator, WgpuOptions};
+use aquifer::{AllocError, Config, PoolOptions, WgpuAllocator, WgpuOptions};
 
 use super::{allocator, allocator_with, opened};
 use crate::gpu::Gpu;
@@ -136,6 +137,38 @@ fn the_driver_has_what_is_reserved() {
     assert_eq!((grown(), memory.memory_reserved()), (0, 0));
     let report = gpu.device.generate_allocator_report().expect("it told before");
     assert!(report.total_reserved_bytes <= 8 * MIB, "{}", report.total_reserved_bytes);
+}
+
+/// Also where the end of a scope is what lets a buffer go: the hook may begin a scope itself.
+#[test]
+fn a_hook_may_do_everything() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let calls = Arc::new(AtomicU32::new(0));
+    let (count, inner, device) = (Arc::clone(&calls), memory.clone(), gpu.device.clone());
+    memory.on_segment_release(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut encoder = device.create_command_encoder(&Default::default());
+        inner.begin(&mut encoder).submit(encoder);
+    });
+    for told in [true, false] {
+        let pool = memory.create_pool(PoolOptions::default());
+        let route = pool.route_thread();
+        let block = memory.allocate(64 * KIB).expect("room");
+        drop((route, pool));
+        let mut encoder = gpu.encoder();
+        let scope = memory.begin(&mut encoder);
+        scope.uses(&block);
+        drop(block);
+        if told {
+            scope.submit(encoder);
+        } else {
+            // Seen when the next scope begins.
+            drop((scope, encoder));
+            let mut encoder = gpu.encoder();
+            memory.begin(&mut encoder).submit(encoder);
+        }
+        assert_eq!(calls.swap(0, Ordering::Relaxed), 1, "the pool is gone, and so is its block");
+    }
 }
 
 #[test]
