@@ -321,6 +321,7 @@ impl Finished {
     /// complete.
     pub fn submitted(self) {
         let Scope { shared, berth, .. } = &self.scope;
+        berth.progress.note_submitted(None);
         shared.lanes.submitted(&shared.core, berth);
         shared.scrub();
     }
