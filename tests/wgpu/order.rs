@@ -129,6 +129,25 @@ fn a_read_that_is_given_up_locks_nothing() {
     assert_eq!(memory.read(&block), Ok(vec![7; SIZE as usize]));
 }
 
+/// Whoever catches the error of a submission does not wait for ever for what was in it.
+#[test]
+fn a_submission_with_an_error_is_over() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let block = take(&memory);
+    let (mut encoder, mut scope) = begin(&memory);
+    let download = scope.download(&mut encoder, &block).expect("room");
+    let error = gpu.error_of(|| {
+        let buffer = block.buffer();
+        encoder.copy_buffer_to_buffer(buffer, 0, buffer, 4096, Some(64));
+        scope.submit(encoder);
+    });
+    assert!(error.is_some(), "a copy inside of one buffer");
+    // What comes of it wgpu does not tell; but something does.
+    let _ = download.wait();
+    drop(download);
+    assert!(memory.read(&block).is_ok());
+}
+
 /// Whoever reads a download after that, or while others read it, has all of it.
 #[test]
 fn a_download_may_have_many_readers() {

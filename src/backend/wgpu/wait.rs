@@ -51,12 +51,17 @@ pub(super) fn wait_for(
     loss: &Loss,
     submission: Option<&SubmissionIndex>,
 ) -> Result<(), Lost> {
+    let mut submission = submission;
     loop {
         loss.check()?;
         let submission_index = submission.cloned();
         let wait = wgpu::PollType::Wait { submission_index, timeout: Some(SLICE) };
         match device.poll(wait) {
             Err(wgpu::PollError::Timeout) => {}
+            // A submission with an error in it never was: then no callback has run yet.
+            Err(wgpu::PollError::WrongSubmissionIndex(..)) if submission.is_some() => {
+                submission = None;
+            }
             _ => return loss.check(),
         }
     }
