@@ -89,6 +89,37 @@ fn a_device_that_is_destroyed_is_lost() {
     assert!(backend.check().is_err(), "the device's own callback told of it");
 }
 
+/// A device tells of its loss when it is polled; until then it seems to make buffers.
+#[test]
+fn a_loss_that_nobody_told_of_yet_is_an_error() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let block = memory.allocate(64 * KIB).expect("room");
+    let mut encoder = gpu.encoder();
+    let mut scope = memory.begin(&mut encoder);
+    gpu.device.destroy();
+    let write = memory.write_now(&block, 0, &[1; 4096]);
+    assert!(matches!(write, Err(UploadError::DeviceLost(_))), "{write:?}");
+    assert!(is_lost(&memory.allocate(64 * KIB)), "it is known from now on");
+    let upload = scope.upload(&mut encoder, &block, 0, &[1; 4096]);
+    assert!(matches!(upload, Err(UploadError::DeviceLost(_))), "{upload:?}");
+    assert_eq!(memory.staging_bytes(), 0);
+}
+
+/// As before, in a scope.
+#[test]
+fn a_loss_may_show_first_in_a_scope() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let block = memory.allocate(64 * KIB).expect("room");
+    let mut encoder = gpu.encoder();
+    let mut scope = memory.begin(&mut encoder);
+    gpu.device.destroy();
+    let upload = scope.upload(&mut encoder, &block, 0, &[1; 4096]);
+    assert!(matches!(upload, Err(UploadError::DeviceLost(_))), "{upload:?}");
+    drop((scope, encoder, block));
+    memory.empty_cache();
+    assert_eq!((memory.staging_bytes(), memory.memory_reserved()), (0, 0));
+}
+
 #[test]
 fn memory_of_the_machine_is_known() {
     let Some((_, memory)) = allocator() else { return };

@@ -25,7 +25,7 @@ use wgpu::MapMode;
 use super::error::UploadError;
 use super::lanes::Progress;
 use crate::allocator::{AllocError, Allocation, Allocator, PrivatePool};
-use crate::backend::{Wgpu, WgpuSegment};
+use crate::backend::{Lost, Wgpu, WgpuSegment};
 use crate::id::Tag;
 use crate::units::{Bytes, align_down, align_up};
 
@@ -64,20 +64,31 @@ impl Chunk {
     }
 
     /// Copies `bytes` in, zero-padded to a multiple of 4; where they begin. There is room for them.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Bytes {
+    ///
+    /// # Errors
+    /// If the device is gone, which shows here first: until it is polled it tells nobody, and
+    /// buffers seem to be made and mapped (S2).
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<Bytes, Lost> {
         let at = align_up(self.used, ALIGNMENT);
         let (whole, tail) = bytes.split_at(bytes.len() & !3);
         let padded = align_up(bytes.len() as Bytes, wgpu::COPY_BUFFER_ALIGNMENT);
-        let view = self.buffer().get_mapped_range_mut(at..at + padded);
-        let mut view = view.expect("S2: a chunk that a scope holds is mapped");
+        let mut view = match self.buffer().get_mapped_range_mut(at..at + padded) {
+            Ok(view) => view,
+            Err(error) => {
+                let backend = self.block.backend();
+                backend.report_loss(error.to_string());
+                return Err(backend.check().expect_err("the loss was reported"));
+            }
+        };
         view.slice(..whole.len()).copy_from_slice(whole);
         if !tail.is_empty() {
             let mut last = [0; 4];
             last[..tail.len()].copy_from_slice(tail);
             view.slice(whole.len()..).copy_from_slice(&last);
         }
+        drop(view);
         self.used = at + padded;
-        at
+        Ok(at)
     }
 
     /// The GPU may read it from now on.
@@ -232,6 +243,11 @@ impl Staging {
         chunks.iter_mut().for_each(Chunk::unmap);
         progress.keep(chunks);
         self.state().waiting.push(Arc::clone(progress));
+    }
+
+    /// Lets go of a chunk that could not be written: the device is gone (S1).
+    pub(super) fn discard(&self, chunk: Chunk) {
+        self.state().held -= chunk.size();
     }
 
     /// Lets go of all chunks that nobody uses; what they held is in the pool, for the next trim.

@@ -48,7 +48,13 @@ impl Shared {
         let mut at = to.offset() + offset;
         for bytes in bytes.chunks(piece) {
             let mut chunk = self.staging.acquire(&self.core, bytes.len() as Bytes)?;
-            let from = chunk.write(bytes);
+            let from = match chunk.write(bytes) {
+                Ok(from) => from,
+                Err(lost) => {
+                    self.staging.discard(chunk);
+                    return Err(lost.into());
+                }
+            };
             let len = align_up(bytes.len() as Bytes, wgpu::COPY_BUFFER_ALIGNMENT);
             let mut encoder = self.encoder("aquifer write");
             let target = to.segment().buffer();
