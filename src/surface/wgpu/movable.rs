@@ -106,7 +106,9 @@ impl Scope {
     ///
     /// It grows nothing, and waits for nothing. Allocations of other open scopes, and those that
     /// these may use, stay where they are. What is moved is at its new place for this scope, and
-    /// for work that is submitted after it. O(blocks), with all streams stopped for a moment.
+    /// for work that is submitted after it. So the scope has to be submitted: if its encoder is
+    /// thrown away, the contents of what it moved are lost. O(blocks), with all streams stopped for
+    /// a moment.
     pub fn defragment(&self, encoder: &mut CommandEncoder, budget: Bytes) -> Defragmented {
         let shared = self.shared();
         let slots = slots(shared);
