@@ -245,6 +245,8 @@ fn nothing_is_moved_without_ado() {
     assert!(refuses(|| none.binding()).contains("0 bytes"));
     let vec = GpuVec::<f32>::from_slice(&memory, &[]).expect("nothing is always there");
     assert!(vec.is_empty() && vec.download() == Ok(Vec::new()));
+    let units = GpuVec::from_slice(&memory, &[(); 3]).expect("nothing is always there");
+    assert_eq!(units.download(), Ok(vec![(); 3]));
     let movable = memory.movable(none);
     drop((movable, zeroed, own, vec, download));
     assert_eq!((memory.memory_reserved(), memory.staging_bytes()), (0, 0));

@@ -267,7 +267,10 @@ impl Drop for Download {
     }
 }
 
-/// Bytes as values. `bytes` has a whole number of them.
-pub(super) fn to_values<T: Pod>(bytes: &[u8]) -> Vec<T> {
-    bytemuck::pod_collect_to_vec(bytes)
+/// The first bytes as so many values, which may have no bytes.
+pub(super) fn to_values<T: Pod>(bytes: &[u8], len: usize) -> Vec<T> {
+    match size_of::<T>() {
+        0 => vec![T::zeroed(); len],
+        size => bytemuck::pod_collect_to_vec(&bytes[..len * size]),
+    }
 }
