@@ -13,6 +13,17 @@ use crate::id::ArenaId;
 pub struct RecordingGuard<B: Backend> {
     shared: Arc<Shared<B>>,
     stream: ArenaId,
+    /// Whether what is left of released pools goes back with the end.
+    purges: bool,
+}
+
+#[cfg(feature = "wgpu")]
+impl<B: Backend> RecordingGuard<B> {
+    /// As dropping it, for whoever holds locks: what released pools left goes back with the next
+    /// [`Allocator::purge`], which may call the program.
+    pub(crate) fn end(mut self) {
+        self.purges = false;
+    }
 }
 
 impl<B: Backend> std::fmt::Debug for RecordingGuard<B> {
@@ -25,7 +36,9 @@ impl<B: Backend> Drop for RecordingGuard<B> {
     fn drop(&mut self) {
         if !self.shared.is_poisoned() {
             self.shared.world(|world| world.end_recording(self.stream));
-            self.shared.purge();
+            if self.purges {
+                self.shared.purge();
+            }
         }
     }
 }
@@ -47,6 +60,15 @@ impl<B: Backend> Allocator<B> {
         let one_queue = self.backend().limits().one_queue;
         assert!(one_queue, "recordings need a backend whose streams are one queue");
         self.shared.world(|world| world.begin_recording(id));
-        RecordingGuard { shared: Arc::clone(&self.shared), stream: id }
+        RecordingGuard { shared: Arc::clone(&self.shared), stream: id, purges: true }
+    }
+
+    /// Gives back what recordings that [ended](RecordingGuard::end) left of released pools. Calls
+    /// the backend, and so the program perhaps: hold no lock.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn purge(&self) {
+        if !self.shared.is_poisoned() {
+            self.shared.purge();
+        }
     }
 }

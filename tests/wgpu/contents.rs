@@ -203,3 +203,37 @@ fn scrubbing_outlives_a_scope_that_is_given_up() {
     assert_eq!((memory.memory_allocated(), memory.memory_reserved()), (0, 0));
     drop(memory);
 }
+
+/// The bytes on the list of what is to be cleared do not grow where scopes are always open, or
+/// where the program submits by itself and does not tell.
+#[test]
+fn scrubbing_waits_for_no_scope_that_began_later() {
+    let scrubs = allocator_with(|_, options| options.scrub_on_free = true);
+    let Some((gpu, memory)) = scrubs else { return };
+    let mut open = None;
+    for round in 0..20 {
+        let mut encoder = gpu.encoder();
+        let scope = memory.begin(&mut encoder);
+        let block = memory.allocate(64 * KIB).expect("room");
+        let _ = block.binding();
+        drop(block);
+        if let Some((encoder, scope)) = open.replace((encoder, scope)) {
+            aquifer::Scope::submit(scope, encoder);
+        }
+        let held = memory.memory_allocated();
+        assert!(held <= 4 * 64 * KIB, "{held} bytes in round {round} of scopes that overlap");
+    }
+    if let Some((encoder, scope)) = open {
+        scope.submit(encoder);
+    }
+    for round in 0..20 {
+        let mut encoder = gpu.encoder();
+        let scope = memory.begin(&mut encoder);
+        drop(scope.allocate(64 * KIB).expect("room"));
+        let (commands, _) = scope.finish(encoder);
+        gpu.queue.submit([commands]);
+        memory.synchronize().expect("the device is there");
+        let held = memory.memory_allocated();
+        assert!(held <= 4 * 64 * KIB, "{held} bytes in round {round} of foreign submissions");
+    }
+}

@@ -1,11 +1,12 @@
 //! What is known of a device, what it really holds, and what happens when it is gone.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use aquifer::backend::{MemorySource, Role, Wgpu};
 use aquifer::surface::wgpu::{DownloadError, UploadError};
-use aquifer::{AllocError, Config, WgpuAllocator, WgpuOptions};
+use aquifer::{AllocError, Config, PoolOptions, WgpuAllocator, WgpuOptions};
 
 use super::{allocator, allocator_with, opened};
 use crate::gpu::Gpu;
@@ -88,6 +89,37 @@ fn a_device_that_is_destroyed_is_lost() {
     assert!(backend.check().is_err(), "the device's own callback told of it");
 }
 
+/// A device tells of its loss when it is polled; until then it seems to make buffers.
+#[test]
+fn a_loss_that_nobody_told_of_yet_is_an_error() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let block = memory.allocate(64 * KIB).expect("room");
+    let mut encoder = gpu.encoder();
+    let mut scope = memory.begin(&mut encoder);
+    gpu.device.destroy();
+    let write = memory.write_now(&block, 0, &[1; 4096]);
+    assert!(matches!(write, Err(UploadError::DeviceLost(_))), "{write:?}");
+    assert!(is_lost(&memory.allocate(64 * KIB)), "it is known from now on");
+    let upload = scope.upload(&mut encoder, &block, 0, &[1; 4096]);
+    assert!(matches!(upload, Err(UploadError::DeviceLost(_))), "{upload:?}");
+    assert_eq!(memory.staging_bytes(), 0);
+}
+
+/// As before, in a scope.
+#[test]
+fn a_loss_may_show_first_in_a_scope() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let block = memory.allocate(64 * KIB).expect("room");
+    let mut encoder = gpu.encoder();
+    let mut scope = memory.begin(&mut encoder);
+    gpu.device.destroy();
+    let upload = scope.upload(&mut encoder, &block, 0, &[1; 4096]);
+    assert!(matches!(upload, Err(UploadError::DeviceLost(_))), "{upload:?}");
+    drop((scope, encoder, block));
+    memory.empty_cache();
+    assert_eq!((memory.staging_bytes(), memory.memory_reserved()), (0, 0));
+}
+
 #[test]
 fn memory_of_the_machine_is_known() {
     let Some((_, memory)) = allocator() else { return };
@@ -138,6 +170,38 @@ fn the_driver_has_what_is_reserved() {
     assert!(report.total_reserved_bytes <= 8 * MIB, "{}", report.total_reserved_bytes);
 }
 
+/// Also where the end of a scope is what lets a buffer go: the hook may begin a scope itself.
+#[test]
+fn a_hook_may_do_everything() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let calls = Arc::new(AtomicU32::new(0));
+    let (count, inner, device) = (Arc::clone(&calls), memory.clone(), gpu.device.clone());
+    memory.on_segment_release(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut encoder = device.create_command_encoder(&Default::default());
+        inner.begin(&mut encoder).submit(encoder);
+    });
+    for told in [true, false] {
+        let pool = memory.create_pool(PoolOptions::default());
+        let route = pool.route_thread();
+        let block = memory.allocate(64 * KIB).expect("room");
+        drop((route, pool));
+        let mut encoder = gpu.encoder();
+        let scope = memory.begin(&mut encoder);
+        scope.uses(&block);
+        drop(block);
+        if told {
+            scope.submit(encoder);
+        } else {
+            // Seen when the next scope begins.
+            drop((scope, encoder));
+            let mut encoder = gpu.encoder();
+            memory.begin(&mut encoder).submit(encoder);
+        }
+        assert_eq!(calls.swap(0, Ordering::Relaxed), 1, "the pool is gone, and so is its block");
+    }
+}
+
 #[test]
 fn a_device_that_caches_is_found_out() {
     let Some(gpu) = Gpu::shared() else { return };
@@ -156,6 +220,23 @@ fn a_device_that_caches_is_found_out() {
     let limit = memory.device().limits().max_buffer_size;
     let beyond = memory.request(limit + MIB).unbound().allocate();
     assert!(matches!(beyond, Err(AllocError::TooLarge { .. })), "{beyond:?}");
+}
+
+/// Work that is under way, and that nobody waits for, keeps nothing alive.
+#[test]
+fn a_device_goes_with_its_last_handle() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let alive = Arc::new(());
+    let token = Arc::clone(&alive);
+    memory.on_segment_release(move |_| drop(Arc::clone(&token)));
+    let block = memory.allocate(64 * KIB).expect("room");
+    memory.write_now(&block, 0, &[1; 4096]).expect("nothing is open");
+    let mut encoder = gpu.encoder();
+    let mut scope = memory.begin(&mut encoder);
+    scope.upload(&mut encoder, &block, 0, &[2; 4096]).expect("room");
+    scope.submit(encoder);
+    drop((block, memory, gpu));
+    assert_eq!(Arc::strong_count(&alive), 1, "the backend and its device live on");
 }
 
 #[test]

@@ -182,3 +182,21 @@ fn a_movable_is_an_allocation_again() {
     assert_eq!(place(&fixed), sparse.homes[1]);
     assert_eq!(defragment(&gpu, &memory, MIB), Defragmented::default(), "it stays from now on");
 }
+
+/// The emptiest segment goes into a hole of the next one, which is then not emptied as well.
+#[test]
+fn what_takes_something_in_is_not_emptied() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let mut full: Vec<_> =
+        (0..3 * FULL).map(|_| memory.allocate(BLOCK).expect("room")).map(Some).collect();
+    // A hole for four between blocks that stay, one for just one, and a segment with one block.
+    full[FULL - 4..FULL].fill_with(|| None);
+    let kept = [FULL, FULL + 2, 2 * FULL];
+    let blocks = kept.map(|at| full[at].take().expect("taken once"));
+    full.truncate(FULL - 4);
+    let movables = blocks.map(|block| memory.movable(block));
+    let done = defragment(&gpu, &memory, MIB);
+    assert_eq!((done.moved_count, done.emptied_count), (1, 1));
+    assert_eq!(memory.empty_cache(), done.emptied_bytes);
+    drop(movables);
+}

@@ -129,6 +129,48 @@ fn a_read_that_is_given_up_locks_nothing() {
     assert_eq!(memory.read(&block), Ok(vec![7; SIZE as usize]));
 }
 
+/// Whoever catches the error of a submission does not wait for ever for what was in it.
+#[test]
+fn a_submission_with_an_error_is_over() {
+    let Some((gpu, memory)) = allocator() else { return };
+    let block = take(&memory);
+    let (mut encoder, mut scope) = begin(&memory);
+    let download = scope.download(&mut encoder, &block).expect("room");
+    let error = gpu.error_of(|| {
+        let buffer = block.buffer();
+        encoder.copy_buffer_to_buffer(buffer, 0, buffer, 4096, Some(64));
+        scope.submit(encoder);
+    });
+    assert!(error.is_some(), "a copy inside of one buffer");
+    // What comes of it wgpu does not tell; but something does.
+    let _ = download.wait();
+    drop(download);
+    assert!(memory.read(&block).is_ok());
+}
+
+/// Whoever reads a download after that, or while others read it, has all of it.
+#[test]
+fn a_download_may_have_many_readers() {
+    let Some((_, memory)) = allocator() else { return };
+    let block = take(&memory);
+    let bytes = vec![8; SIZE as usize];
+    memory.write_now(&block, 0, &bytes).expect("nothing is open");
+    let (mut encoder, mut scope) = begin(&memory);
+    let download = scope.download(&mut encoder, &block).expect("room");
+    scope.submit(encoder);
+    memory.synchronize().expect("the device is there");
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(std::pin::pin!(download.read()).as_mut().poll(&mut context).is_pending());
+    assert!(download.wait() == Ok(bytes.clone()), "the first reader was given up");
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| (0..50).for_each(|_| assert!(download.wait() == Ok(bytes.clone()))));
+        }
+    });
+    drop(download);
+    assert!(memory.read(&block) == Ok(bytes), "the buffer is not mapped any more");
+}
+
 #[test]
 fn a_scope_that_is_given_up_frees_its_memory() {
     let Some((_, memory)) = allocator() else { return };
@@ -295,5 +337,23 @@ fn hundreds_of_scopes_may_be_open() {
         scope.submit(encoder);
     }
     assert_eq!(place(&take(&memory)), home);
+    memory.verify();
+}
+
+/// Nor do the blocks of such scopes have one.
+#[test]
+fn blocks_of_the_hundredth_scope_wait_for_others() {
+    let Some((_, memory)) = allocator() else { return };
+    let mut open: Vec<_> = (0..100).map(|_| begin(&memory)).collect();
+    let block = open[90].1.allocate(SIZE).expect("room");
+    let home = place(&block);
+    open[95].1.uses(&block);
+    drop(block);
+    let next = open[90].1.allocate(SIZE).expect("room");
+    assert_ne!(place(&next), home, "another open scope may use it");
+    drop(next);
+    for (encoder, scope) in open.drain(..) {
+        scope.submit(encoder);
+    }
     memory.verify();
 }

@@ -59,6 +59,31 @@ fn a_large_write_goes_in_pieces() {
     assert!(memory.staging_bytes() <= 2 * MIB);
 }
 
+/// Caps that are smaller than a chunk, between words, or nothing.
+#[test]
+fn any_cap_is_a_cap() {
+    for cap in [512 * KIB, 300 * KIB + 3, 8, 7, 0] {
+        let Some((gpu, memory)) = allocator_with(|_, options| options.upload_cap = cap) else {
+            return;
+        };
+        let block = memory.allocate(MIB).expect("room");
+        let bytes = pattern(if cap < KIB { 20 } else { MIB as usize }, 0);
+        let full = |requested| UploadError::StagingFull { requested, cap };
+        let mut encoder = gpu.encoder();
+        let mut scope = memory.begin(&mut encoder);
+        let upload = scope.upload(&mut encoder, &block, 0, &bytes[..8]);
+        scope.submit(encoder);
+        let write = memory.write_now(&block, 0, &bytes);
+        if cap < 8 {
+            assert_eq!((upload, write), (Err(full(8)), Err(full(8))));
+            continue;
+        }
+        assert_eq!((upload, write), (Ok(()), Ok(())), "a cap of {cap} bytes");
+        assert!(memory.read(&block).expect("there")[..bytes.len()] == bytes);
+        assert!(memory.staging_bytes() <= cap);
+    }
+}
+
 /// Neighbours, gaps, one place twice, and another buffer: what is written last is there.
 #[test]
 fn uploads_together_are_uploads_in_order() {
@@ -220,6 +245,8 @@ fn nothing_is_moved_without_ado() {
     assert!(refuses(|| none.binding()).contains("0 bytes"));
     let vec = GpuVec::<f32>::from_slice(&memory, &[]).expect("nothing is always there");
     assert!(vec.is_empty() && vec.download() == Ok(Vec::new()));
+    let units = GpuVec::from_slice(&memory, &[(); 3]).expect("nothing is always there");
+    assert_eq!(units.download(), Ok(vec![(); 3]));
     let movable = memory.movable(none);
     drop((movable, zeroed, own, vec, download));
     assert_eq!((memory.memory_reserved(), memory.staging_bytes()), (0, 0));

@@ -15,31 +15,46 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Default)]
 pub(crate) struct Recordings {
     word: AtomicU64,
-    list: Mutex<Vec<u32>>,
+    list: Mutex<List>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    open: Vec<Recording>,
+    begun: u64,
+}
+
+/// One open recording: the stream may have another one later, under another serial number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recording {
+    pub(crate) stream: u32,
+    serial: u64,
 }
 
 impl Recordings {
-    fn list(&self) -> MutexGuard<'_, Vec<u32>> {
+    fn list(&self) -> MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, list: &[u32]) {
-        let sole = u64::from(list.first().copied().unwrap_or(0));
-        self.word.store((list.len() as u64) << 32 | sole, Ordering::Release);
+    fn publish(&self, open: &[Recording]) {
+        let sole = u64::from(open.first().map_or(0, |first| first.stream));
+        self.word.store((open.len() as u64) << 32 | sole, Ordering::Release);
     }
 
     /// A recording of the stream begins; it has none.
     pub(crate) fn open(&self, stream: u32) {
         let mut list = self.list();
-        list.push(stream);
-        self.publish(&list);
+        list.begun += 1;
+        let serial = list.begun;
+        list.open.push(Recording { stream, serial });
+        self.publish(&list.open);
     }
 
     /// It was submitted, or thrown away.
     pub(crate) fn close(&self, stream: u32) {
         let mut list = self.list();
-        list.retain(|&open| open != stream);
-        self.publish(&list);
+        list.open.retain(|open| open.stream != stream);
+        self.publish(&list.open);
     }
 
     /// Whether no stream but `own` records.
@@ -55,8 +70,15 @@ impl Recordings {
         self.word.load(Ordering::Acquire) >> 32 == 0
     }
 
-    /// The streams that record now.
-    pub(crate) fn snapshot(&self) -> Vec<u32> {
-        self.list().clone()
+    /// What is recorded now.
+    pub(crate) fn snapshot(&self) -> Vec<Recording> {
+        self.list().open.clone()
+    }
+
+    /// Whether one of these is still open.
+    pub(crate) fn is_any_open(&self, recordings: &[Recording]) -> bool {
+        let list = self.list();
+        let is_open = |serial: u64| list.open.iter().any(|open| open.serial == serial);
+        recordings.iter().any(|recording| is_open(recording.serial))
     }
 }

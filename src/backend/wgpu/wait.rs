@@ -51,12 +51,17 @@ pub(super) fn wait_for(
     loss: &Loss,
     submission: Option<&SubmissionIndex>,
 ) -> Result<(), Lost> {
+    let mut submission = submission;
     loop {
         loss.check()?;
         let submission_index = submission.cloned();
         let wait = wgpu::PollType::Wait { submission_index, timeout: Some(SLICE) };
         match device.poll(wait) {
             Err(wgpu::PollError::Timeout) => {}
+            // A submission with an error in it never was: then no callback has run yet.
+            Err(wgpu::PollError::WrongSubmissionIndex(..)) if submission.is_some() => {
+                submission = None;
+            }
             _ => return loss.check(),
         }
     }
@@ -146,7 +151,7 @@ pub(super) fn completion(queue: &Queue) -> impl Future<Output = ()> + Send + use
 
 /// Set once, by a callback; a future of that moment. Clones are the same signal.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Signal(Arc<Mutex<(bool, Option<Waker>)>>);
+pub(crate) struct Signal(Arc<Mutex<(bool, Vec<Waker>)>>);
 
 impl Signal {
     pub(crate) fn is_set(&self) -> bool {
@@ -156,11 +161,9 @@ impl Signal {
     pub(crate) fn set(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.0 = true;
-        let waker = state.1.take();
+        let wakers = std::mem::take(&mut state.1);
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -172,7 +175,10 @@ impl Future for Signal {
         if state.0 {
             return Poll::Ready(());
         }
-        state.1 = Some(context.waker().clone());
+        // Several may wait, each with a waker of its own.
+        if !state.1.iter().any(|waker| waker.will_wake(context.waker())) {
+            state.1.push(context.waker().clone());
+        }
         Poll::Pending
     }
 }

@@ -29,6 +29,7 @@ use wgpu::{BindingResource, Buffer, BufferBinding, BufferSlice, COPY_BUFFER_ALIG
 
 use super::scrub::Scrubber;
 use crate::allocator::Allocation;
+use crate::backend::wgpu::recordings::Recording;
 use crate::backend::{Role, Wgpu, WgpuSegment};
 use crate::id::AllocationId;
 use crate::units::{Bytes, align_up};
@@ -180,23 +181,35 @@ impl WgpuAllocation {
     /// Whether nothing that is recorded and not submitted can touch the bytes: neither this owner's
     /// work, nor an earlier one's.
     pub(super) fn is_settled(&self) -> bool {
+        self.unsettled().is_empty()
+    }
+
+    /// The open recordings that can touch the bytes: work of this owner (U1), or of an earlier one
+    /// (U2).
+    pub(super) fn unsettled(&self) -> Vec<Recording> {
         let recordings = self.block().backend().recordings();
         if recordings.is_empty() {
-            return true;
+            return Vec::new();
         }
         let uses = self.uses.bits();
-        let open = recordings.snapshot();
-        // U1 and U2.
-        !open
-            .iter()
-            .any(|&stream| stream == self.stream || uses & (ANYWHERE | Uses::bit(stream)) != 0)
+        let mut open = recordings.snapshot();
+        open.retain(|&Recording { stream, .. }| {
+            stream == self.stream || uses & (ANYWHERE | Uses::bit(stream)) != 0
+        });
+        open
+    }
+
+    /// What used the bytes was submitted, and they were cleared after that.
+    pub(super) fn forget_uses(&mut self) {
+        self.uses = Uses::default();
     }
 
     /// Whether work of another open scope than that of the stream `own` may use the bytes.
     pub(super) fn is_used_beside(&self, own: u32) -> bool {
         let recordings = self.block().backend().recordings();
         let uses = self.uses.bits();
-        let mut others = recordings.snapshot().into_iter().filter(|&stream| stream != own);
+        let open = recordings.snapshot().into_iter().map(|recording| recording.stream);
+        let mut others = open.filter(|&stream| stream != own);
         others.any(|stream| uses & (ANYWHERE | Uses::bit(stream)) != 0)
     }
 
@@ -206,10 +219,12 @@ impl WgpuAllocation {
         let home = block.stream_index();
         let uses = self.uses.bits();
         let recordings = block.backend().recordings();
-        if uses & !Uses::bit(home) == 0 || recordings.none_but(home) {
+        // The bit of a home that has none of its own says nothing about the home.
+        let own = Uses::bit(home) & !ANYWHERE;
+        if uses & !own == 0 || recordings.none_but(home) {
             return;
         }
-        for stream in recordings.snapshot() {
+        for Recording { stream, .. } in recordings.snapshot() {
             if stream != home && uses & (ANYWHERE | Uses::bit(stream)) != 0 {
                 block.record_use(stream);
             }

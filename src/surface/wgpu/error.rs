@@ -7,7 +7,9 @@ use crate::backend::Lost;
 use crate::report::format_bytes;
 use crate::units::Bytes;
 
-/// Why an upload failed. Nothing was written, and nothing was recorded.
+/// Why an upload failed. Nothing was recorded. A write outside of scopes goes in pieces of up to
+/// 16 MiB: those before the one that failed may have been written, unless it was
+/// [`Unordered`](Self::Unordered).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UploadError {

@@ -127,7 +127,7 @@ struct Lane {
 
 struct Open {
     progress: Arc<Progress>,
-    _recording: RecordingGuard<Wgpu>,
+    recording: RecordingGuard<Wgpu>,
 }
 
 /// A scope's place on a lane.
@@ -139,9 +139,11 @@ pub(super) struct Berth {
 }
 
 impl Lane {
-    /// Ends the recording (N1).
+    /// Ends the recording (N1). Memory of released pools that waited for it goes back with a purge,
+    /// which calls hooks of the program: when the lanes are not locked any more.
     fn close(&mut self, core: &Allocator<Wgpu>) {
-        if self.open.take().is_some() {
+        if let Some(open) = self.open.take() {
+            open.recording.end();
             core.backend().recordings().close(self.stream.index());
         }
     }
@@ -159,7 +161,7 @@ impl Lanes {
     /// Begins a recording into `encoder` on a lane that is free.
     pub(super) fn begin(&self, core: &Allocator<Wgpu>, encoder: &CommandEncoder) -> Berth {
         let mut list = self.list();
-        sweep(&mut list, core);
+        let freed = sweep(&mut list, core);
         let free = list.iter().position(|lane| lane.open.is_none());
         let lane = free.unwrap_or_else(|| {
             // Stream 0 is that of everything outside of scopes.
@@ -171,7 +173,11 @@ impl Lanes {
         let progress = Progress::of(encoder);
         core.backend().recordings().open(stream.index());
         let recording = core.begin_recording(&stream);
-        list[lane].open = Some(Open { progress: Arc::clone(&progress), _recording: recording });
+        list[lane].open = Some(Open { progress: Arc::clone(&progress), recording });
+        drop(list);
+        if freed {
+            core.purge();
+        }
         Berth { lane, stream, progress }
     }
 
@@ -183,12 +189,18 @@ impl Lanes {
         let own = |open: &Open| Arc::ptr_eq(&open.progress, &berth.progress);
         if lane.open.as_ref().is_some_and(own) {
             lane.close(core);
+            drop(list);
+            core.purge();
         }
     }
 
     /// Frees the lanes whose work is over; whether there was one.
     pub(super) fn sweep(&self, core: &Allocator<Wgpu>) -> bool {
-        sweep(&mut self.list(), core)
+        let freed = sweep(&mut self.list(), core);
+        if freed {
+            core.purge();
+        }
+        freed
     }
 }
 

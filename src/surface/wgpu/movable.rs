@@ -23,7 +23,7 @@ use super::allocation::WgpuAllocation;
 use super::scope::Scope;
 use super::{Shared, WgpuAllocator};
 use crate::allocator::Stream;
-use crate::backend::Wgpu;
+use crate::backend::{Wgpu, WgpuSegment};
 use crate::units::Bytes;
 
 /// Where a movable allocation is now.
@@ -106,17 +106,26 @@ impl Scope {
     ///
     /// It grows nothing, and waits for nothing. Allocations of other open scopes, and those that
     /// these may use, stay where they are. What is moved is at its new place for this scope, and
-    /// for work that is submitted after it. O(blocks), with all streams stopped for a moment.
+    /// for work that is submitted after it. So the scope has to be submitted: if its encoder is
+    /// thrown away, the contents of what it moved are lost. O(blocks), with all streams stopped for
+    /// a moment.
     pub fn defragment(&self, encoder: &mut CommandEncoder, budget: Bytes) -> Defragmented {
         let shared = self.shared();
         let slots = slots(shared);
         let mut done = Defragmented::default();
         let mut retired: Vec<WgpuAllocation> = Vec::new();
+        // Segments that took something in are not to be emptied any more.
+        let mut filled: Vec<Arc<WgpuSegment>> = Vec::new();
         for mut sparse in self.sparse_segments(&slots) {
+            let segment = sparse.live[0].1.segment();
+            if filled.iter().any(|filled| Arc::ptr_eq(filled, segment)) {
+                continue;
+            }
             if done.moved_bytes + sparse.live_bytes > budget {
                 break;
             }
             let Some(places) = self.places_for(&sparse, &retired) else { continue };
+            filled.extend(places.iter().map(|place| Arc::clone(place.segment())));
             for ((slot, guard), place) in sparse.live.iter_mut().zip(places) {
                 self.uses(guard);
                 self.uses(&place);

@@ -23,6 +23,7 @@ use super::staging::Chunk;
 use super::transfer::Download;
 use super::{Reuse, Shared};
 use crate::allocator::AllocError;
+use crate::backend::Lost;
 use crate::units::{Bytes, align_up};
 
 /// An encoder that is being recorded; made by
@@ -230,14 +231,24 @@ impl Scope {
         if room == 0 {
             return Ok(());
         }
+        self.chunk_with(room)?;
+        let staged = self.stage(encoder, uploads);
+        if staged.is_err() {
+            self.chunks.drain(..).for_each(|chunk| self.shared.staging.discard(chunk));
+        }
+        staged.map_err(UploadError::from)
+    }
+
+    /// Writes the bytes to the last chunk, which has room for them, and records their copies.
+    fn stage(&mut self, encoder: &mut CommandEncoder, uploads: &[Upload<'_>]) -> Result<(), Lost> {
         let stream = self.stream_index();
-        let chunk = self.chunk_with(room)?;
+        let chunk = self.chunks.last_mut().expect("it was found or has been added");
         let mut run: Option<Run<'_>> = None;
         for &Upload { to, offset, bytes } in
             uploads.iter().filter(|upload| !upload.bytes.is_empty())
         {
             to.note_use(stream);
-            let from = chunk.write(bytes);
+            let from = chunk.write(bytes)?;
             let len = align_up(bytes.len() as Bytes, wgpu::COPY_BUFFER_ALIGNMENT);
             let next = Run { from, to, at: to.offset() + offset, len };
             run = match run {
@@ -255,13 +266,13 @@ impl Scope {
         Ok(())
     }
 
-    /// The chunk that is being written, if it has room, or another one.
-    fn chunk_with(&mut self, room: Bytes) -> Result<&mut Chunk, UploadError> {
+    /// Sees to it that the last chunk, the one that is being written, has room.
+    fn chunk_with(&mut self, room: Bytes) -> Result<(), UploadError> {
         self.shared.core.backend().check()?;
         if self.chunks.last().is_none_or(|chunk| chunk.room() < room) {
             self.chunks.push(self.shared.staging.acquire(&self.shared.core, room)?);
         }
-        Ok(self.chunks.last_mut().expect("one was there or has been added"))
+        Ok(())
     }
 
     /// Copies the bytes of `from`, as they are at this point of `encoder`, to where the CPU can
@@ -321,6 +332,7 @@ impl Finished {
     /// complete.
     pub fn submitted(self) {
         let Scope { shared, berth, .. } = &self.scope;
+        berth.progress.note_submitted(None);
         shared.lanes.submitted(&shared.core, berth);
         shared.scrub();
     }

@@ -14,12 +14,21 @@ use wgpu::{BufferUsages, CommandEncoderDescriptor};
 
 use super::allocation::WgpuAllocation;
 use crate::backend::Wgpu;
+use crate::backend::wgpu::recordings::Recording;
 
 /// What was dropped and is not cleared yet.
 #[derive(Debug)]
 pub(super) struct Scrubber {
     backend: Wgpu,
-    list: Mutex<Vec<WgpuAllocation>>,
+    list: Mutex<Vec<Dropped>>,
+}
+
+/// An allocation, and what was recorded when it was dropped and may use it. What begins later
+/// cannot, or an allocation would wait for ever where there is always a scope open.
+#[derive(Debug)]
+struct Dropped {
+    allocation: WgpuAllocation,
+    users: Vec<Recording>,
 }
 
 impl Scrubber {
@@ -30,15 +39,19 @@ impl Scrubber {
     pub(super) fn push(&self, allocation: WgpuAllocation) {
         // What the GPU cannot write it has not written either: the CPU fills upload buffers itself.
         if allocation.segment().buffer().usage().contains(BufferUsages::COPY_DST) {
-            self.list.lock().unwrap_or_else(PoisonError::into_inner).push(allocation);
+            let users = allocation.unsettled();
+            let dropped = Dropped { allocation, users };
+            self.list.lock().unwrap_or_else(PoisonError::into_inner).push(dropped);
         }
     }
 
     /// Clears and frees what no open scope may use; whether there was any.
     pub(super) fn flush(&self) -> bool {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        let (settled, left): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut *list).into_iter().partition(WgpuAllocation::is_settled);
+        let recordings = self.backend.recordings();
+        let is_settled = |dropped: &Dropped| !recordings.is_any_open(&dropped.users);
+        let (mut settled, left): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *list).into_iter().partition(is_settled);
         *list = left;
         drop(list);
         if settled.is_empty() {
@@ -46,11 +59,12 @@ impl Scrubber {
         }
         let descriptor = CommandEncoderDescriptor { label: Some("aquifer scrub") };
         let mut encoder = self.backend.device().create_command_encoder(&descriptor);
-        for allocation in &settled {
+        for Dropped { allocation, .. } in &settled {
             let (at, len) = (allocation.offset(), allocation.capacity());
             encoder.clear_buffer(allocation.segment().buffer(), at, Some(len));
         }
         self.backend.queue().submit([encoder.finish()]);
+        settled.iter_mut().for_each(|dropped| dropped.allocation.forget_uses());
         true
     }
 }

@@ -25,9 +25,9 @@ use wgpu::MapMode;
 use super::error::UploadError;
 use super::lanes::Progress;
 use crate::allocator::{AllocError, Allocation, Allocator, PrivatePool};
-use crate::backend::{Wgpu, WgpuSegment};
+use crate::backend::{Lost, Wgpu, WgpuSegment};
 use crate::id::Tag;
-use crate::units::{Bytes, align_up};
+use crate::units::{Bytes, align_down, align_up};
 
 /// Writes into a mapped buffer begin at multiples of this (wgpu's `MAP_ALIGNMENT`).
 const ALIGNMENT: Bytes = wgpu::MAP_ALIGNMENT;
@@ -64,20 +64,31 @@ impl Chunk {
     }
 
     /// Copies `bytes` in, zero-padded to a multiple of 4; where they begin. There is room for them.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Bytes {
+    ///
+    /// # Errors
+    /// If the device is gone, which shows here first: until it is polled it tells nobody, and
+    /// buffers seem to be made and mapped (S2).
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<Bytes, Lost> {
         let at = align_up(self.used, ALIGNMENT);
         let (whole, tail) = bytes.split_at(bytes.len() & !3);
         let padded = align_up(bytes.len() as Bytes, wgpu::COPY_BUFFER_ALIGNMENT);
-        let view = self.buffer().get_mapped_range_mut(at..at + padded);
-        let mut view = view.expect("S2: a chunk that a scope holds is mapped");
+        let mut view = match self.buffer().get_mapped_range_mut(at..at + padded) {
+            Ok(view) => view,
+            Err(error) => {
+                let backend = self.block.backend();
+                backend.report_loss(error.to_string());
+                return Err(backend.check().expect_err("the loss was reported"));
+            }
+        };
         view.slice(..whole.len()).copy_from_slice(whole);
         if !tail.is_empty() {
             let mut last = [0; 4];
             last[..tail.len()].copy_from_slice(tail);
             view.slice(whole.len()..).copy_from_slice(&last);
         }
+        drop(view);
         self.used = at + padded;
-        at
+        Ok(at)
     }
 
     /// The GPU may read it from now on.
@@ -119,6 +130,8 @@ impl Staging {
         tag: Tag,
         (chunk_size, cap): (Bytes, Bytes),
     ) -> Self {
+        // Below a cap that is smaller than a chunk uploads share smaller ones.
+        let chunk_size = chunk_size.min(align_down(cap, ALIGNMENT));
         Self { pool, tag, cap, chunk_size, state: Mutex::new(State::default()) }
     }
 
@@ -232,6 +245,11 @@ impl Staging {
         self.state().waiting.push(Arc::clone(progress));
     }
 
+    /// Lets go of a chunk that could not be written: the device is gone (S1).
+    pub(super) fn discard(&self, chunk: Chunk) {
+        self.state().held -= chunk.size();
+    }
+
     /// Lets go of all chunks that nobody uses; what they held is in the pool, for the next trim.
     pub(super) fn trim(&self, core: &Allocator<Wgpu>) {
         self.state().collect();
@@ -245,14 +263,25 @@ impl Staging {
         drop(ready);
     }
 
-    /// The most bytes that all chunks together may have.
-    pub(super) fn cap(&self) -> Bytes {
-        self.cap
+    /// The most bytes that one upload can have: a chunk of the whole cap has so many.
+    pub(super) fn upload_max(&self) -> Bytes {
+        align_down(self.cap, ALIGNMENT)
     }
 
     /// Bytes of all chunks.
     pub(super) fn held_bytes(&self) -> Bytes {
         self.state().held
+    }
+}
+
+impl Drop for Staging {
+    /// A notice keeps the chunks of its scope, and chunks keep the device, which keeps the notice
+    /// until somebody polls it: nobody may ever again.
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for progress in &state.waiting {
+            drop(progress.take_chunks());
+        }
     }
 }
 

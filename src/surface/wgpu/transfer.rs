@@ -8,8 +8,8 @@
 //! read it, and not before: a buffer that is mapped must not be in use.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytemuck::Pod;
 use wgpu::{CommandEncoder, CommandEncoderDescriptor, MapMode};
@@ -42,11 +42,19 @@ impl Shared {
         if !to.is_settled() {
             return Err(UploadError::Unordered);
         }
-        let piece = PIECE.min(self.staging.cap()) as usize;
+        // No piece is empty, nor ends between words; where the cap has room for not even one, the
+        // first piece says so.
+        let piece = PIECE.min(self.staging.upload_max()).max(wgpu::MAP_ALIGNMENT) as usize;
         let mut at = to.offset() + offset;
         for bytes in bytes.chunks(piece) {
             let mut chunk = self.staging.acquire(&self.core, bytes.len() as Bytes)?;
-            let from = chunk.write(bytes);
+            let from = match chunk.write(bytes) {
+                Ok(from) => from,
+                Err(lost) => {
+                    self.staging.discard(chunk);
+                    return Err(lost.into());
+                }
+            };
             let len = align_up(bytes.len() as Bytes, wgpu::COPY_BUFFER_ALIGNMENT);
             let mut encoder = self.encoder("aquifer write");
             let target = to.segment().buffer();
@@ -116,9 +124,16 @@ pub struct Download {
     buffer: Option<WgpuAllocation>,
     size: Bytes,
     progress: Arc<Progress>,
-    /// A map was asked for and not taken back.
-    maps: AtomicBool,
+    /// Asked for by the first reader, and shared by all: it ends with the download, since a reader
+    /// may be given up half way while others read.
+    map: OnceLock<Map>,
     charge: Charge,
+}
+
+/// A map of a download's buffer: whether it was mapped, once that is known.
+struct Map {
+    mapped: Arc<AtomicBool>,
+    known: Signal,
 }
 
 impl fmt::Debug for Download {
@@ -139,9 +154,9 @@ impl Download {
     ) -> Result<Self, DownloadError> {
         let (size, padded) = (from.size(), from.padded());
         let charge = shared.charge_readback(padded)?;
-        let (progress, maps) = (Arc::clone(progress), AtomicBool::new(false));
+        let (progress, map) = (Arc::clone(progress), OnceLock::new());
         if size == 0 {
-            return Ok(Self { buffer: None, size, progress, maps, charge });
+            return Ok(Self { buffer: None, size, progress, map, charge });
         }
         let request = shared.core.request(padded).pool(&shared.downloads);
         let to = shared.wrap(request.tag(shared.staging_tag).allocate()?, None);
@@ -150,7 +165,7 @@ impl Download {
         }
         let (source, target) = (from.segment().buffer(), to.segment().buffer());
         encoder.copy_buffer_to_buffer(source, from.offset(), target, 0, Some(padded));
-        Ok(Self { buffer: Some(to), size, progress, maps, charge })
+        Ok(Self { buffer: Some(to), size, progress, map, charge })
     }
 
     /// Bytes that will be read.
@@ -180,11 +195,11 @@ impl Download {
             self.check_done()?;
         }
         let Some(segment) = self.segment() else { return Ok(Vec::new()) };
-        let (mapped, signal) = self.map(segment);
+        let map = self.map(segment);
         // Nothing uses the buffer any more, so the next poll maps it; another thread's, perhaps.
         backend.poll();
-        backend.wait_until(self.progress.submission(), || signal.is_set())?;
-        self.take(segment, &mapped)
+        backend.wait_until(self.progress.submission(), || map.known.is_set())?;
+        self.take(segment, map)
     }
 
     /// As [`wait`](Self::wait), for programs that must not block. Natively somebody has to poll the
@@ -203,9 +218,9 @@ impl Download {
             self.check_done()?;
         }
         let Some(segment) = self.segment() else { return Ok(Vec::new()) };
-        let (mapped, signal) = self.map(segment);
-        signal.await;
-        self.take(segment, &mapped)
+        let map = self.map(segment);
+        map.known.clone().await;
+        self.take(segment, map)
     }
 
     fn segment(&self) -> Option<&WgpuSegment> {
@@ -218,44 +233,44 @@ impl Download {
         if self.progress.is_done() { Ok(()) } else { Err(DownloadError::Unsubmitted) }
     }
 
-    /// Asks for the buffer to be mapped: whether it was, and when that is known.
-    fn map(&self, segment: &WgpuSegment) -> (Arc<AtomicBool>, Signal) {
-        let (mapped, signal) = (Arc::new(AtomicBool::new(false)), Signal::default());
-        let (tell, done) = (Arc::clone(&mapped), signal.clone());
-        self.maps.store(true, Ordering::Relaxed);
-        segment.buffer().map_async(MapMode::Read, .., move |outcome| {
-            tell.store(outcome.is_ok(), Ordering::Release);
-            done.set();
-        });
-        (mapped, signal)
+    /// The map of the buffer, asked for now if nobody has read before.
+    fn map(&self, segment: &WgpuSegment) -> &Map {
+        self.map.get_or_init(|| {
+            let (mapped, known) = (Arc::new(AtomicBool::new(false)), Signal::default());
+            let (tell, done) = (Arc::clone(&mapped), known.clone());
+            segment.buffer().map_async(MapMode::Read, .., move |outcome| {
+                tell.store(outcome.is_ok(), Ordering::Release);
+                done.set();
+            });
+            Map { mapped, known }
+        })
     }
 
-    fn take(&self, segment: &WgpuSegment, mapped: &AtomicBool) -> Result<Vec<u8>, DownloadError> {
-        if !mapped.load(Ordering::Acquire) {
-            self.maps.store(false, Ordering::Relaxed);
-            self.charge.shared.core.backend().check()?;
+    fn take(&self, segment: &WgpuSegment, map: &Map) -> Result<Vec<u8>, DownloadError> {
+        // A device that is destroyed takes its maps along.
+        self.charge.shared.core.backend().check()?;
+        if !map.mapped.load(Ordering::Acquire) {
             return Err(DownloadError::Unsubmitted);
         }
         let view = segment.buffer().get_mapped_range(..align_up(self.size, 4));
         let view = view.expect("the buffer is mapped, and has that many bytes");
-        let bytes = view[..self.size as usize].to_vec();
-        drop(view);
-        self.charge.shared.core.backend().unmap(segment.buffer());
-        self.maps.store(false, Ordering::Relaxed);
-        Ok(bytes)
+        Ok(view[..self.size as usize].to_vec())
     }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
-        if let Some(segment) = self.segment().filter(|_| self.maps.load(Ordering::Relaxed)) {
-            // A read was given up half way: who gets the buffer next must not find it mapped.
+        if let Some(segment) = self.segment().filter(|_| self.map.get().is_some()) {
+            // Who gets the buffer next must not find it mapped.
             self.charge.shared.core.backend().unmap(segment.buffer());
         }
     }
 }
 
-/// Bytes as values. `bytes` has a whole number of them.
-pub(super) fn to_values<T: Pod>(bytes: &[u8]) -> Vec<T> {
-    bytemuck::pod_collect_to_vec(bytes)
+/// The first bytes as so many values, which may have no bytes.
+pub(super) fn to_values<T: Pod>(bytes: &[u8], len: usize) -> Vec<T> {
+    match size_of::<T>() {
+        0 => vec![T::zeroed(); len],
+        size => bytemuck::pod_collect_to_vec(&bytes[..len * size]),
+    }
 }

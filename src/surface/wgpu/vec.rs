@@ -152,7 +152,7 @@ impl<T: Pod> GpuVec<T> {
     /// As [`WgpuAllocator::read`].
     pub fn download(&self) -> Result<Vec<T>, DownloadError> {
         let bytes = self.allocator.read(&self.allocation)?;
-        Ok(to_values(&bytes[..self.len * size_of::<T>()]))
+        Ok(to_values(&bytes, self.len))
     }
 
     /// The values, as they are at this point of a scope's encoder.
@@ -233,6 +233,6 @@ impl<T: Pod> VecDownload<T> {
     }
 
     fn values(&self, bytes: &[u8]) -> Vec<T> {
-        to_values(&bytes[..self.len * size_of::<T>()])
+        to_values(bytes, self.len)
     }
 }
