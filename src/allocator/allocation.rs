@@ -220,7 +220,10 @@ impl<B: Backend> Allocation<B> {
     /// Work of the stream at this place uses the bytes; as [`Allocator::record_stream`].
     #[cfg(feature = "wgpu")]
     pub(crate) fn record_use(&self, stream: u32) {
-        if self.grant.id != AllocationId::EMPTY {
+        // A drop that unwinds past a broken invariant has nothing to record: a second panic would
+        // abort.
+        let is_over = std::thread::panicking() && self.cell.is_poisoned();
+        if self.grant.id != AllocationId::EMPTY && !is_over {
             let live = self.cell.lock().record_stream(self.grant.id, crate::id::ArenaId(stream));
             live.expect("a live allocation has a live id");
         }
