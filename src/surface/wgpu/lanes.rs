@@ -24,6 +24,10 @@ use super::staging::Chunk;
 use crate::allocator::{Allocator, RecordingGuard, Stream};
 use crate::backend::Wgpu;
 
+/// Numbers of the lanes' streams begin here: far from those that a program may name by itself, which
+/// must not be one of these.
+const LANES_FROM: u32 = 1 << 31;
+
 /// How far the work of a scope is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -164,8 +168,7 @@ impl Lanes {
         let freed = sweep(&mut list, core);
         let free = list.iter().position(|lane| lane.open.is_none());
         let lane = free.unwrap_or_else(|| {
-            // Stream 0 is that of everything outside of scopes.
-            let stream = core.stream(list.len() as u32 + 1);
+            let stream = core.stream(LANES_FROM + list.len() as u32);
             list.push(Lane { stream, open: None });
             list.len() - 1
         });

@@ -435,7 +435,8 @@ impl WgpuAllocator {
     }
 
     /// Gives every byte back that can be given back, and says how many that were; then waits until
-    /// the driver has them. What open scopes may use stays.
+    /// the driver has them. What open scopes may use stays. Upload chunks that are idle go as well:
+    /// they count as allocated, so that this may be more than `releasable_bytes` said.
     pub fn empty_cache(&self) -> Bytes {
         self.shared.relieve();
         let returned = self.shared.core.empty_cache();
