@@ -24,8 +24,8 @@ use super::staging::Chunk;
 use crate::allocator::{Allocator, RecordingGuard, Stream};
 use crate::backend::Wgpu;
 
-/// Numbers of the lanes' streams begin here: far from those that a program may name by itself, which
-/// must not be one of these.
+/// Numbers of the lanes' streams begin here: far from those that a program may name by itself,
+/// which must not be one of these.
 const LANES_FROM: u32 = 1 << 31;
 
 /// How far the work of a scope is.
