@@ -145,7 +145,7 @@ macro_rules! suite {
             front::{
                 the_next_request_of_the_size_has_the_block, what_waits_merges_before_anything_grows,
                 statistics_see_what_waits_as_free, another_stream_gets_what_waits,
-                the_torch_preset_keeps_nothing_apart,
+                what_is_freed_of_a_released_pool_does_not_wait, peaks_see_what_comes_out_of_it,
             };
             streams::{
                 the_same_stream_reuses_at_once, other_streams_reuse_what_is_free,
@@ -196,12 +196,14 @@ one_queue! {
 }
 
 stamp! { on_sim, crate::SIM;
+    front::{what_waits_is_lost_with_the_device};
     memory::{the_largest_segment_can_be_had};
     pools::{a_capture_makes_no_call, a_captured_pool_keeps_its_memory};
     limits::{a_lost_device_serves_nothing};
     streams::{a_hit_makes_no_call};
 }
 stamp! { on_sim_virtual, crate::SIM_VIRTUAL;
+    front::{what_waits_is_lost_with_the_device};
     memory::{the_largest_segment_can_be_had};
     pools::{a_capture_makes_no_call, a_captured_pool_keeps_its_memory};
     limits::{a_lost_device_serves_nothing, a_refused_growth_leaves_its_donors_alone};

@@ -50,6 +50,8 @@ fn chance(rng: &mut Rng, plan: &Plan) -> Op {
             let align = if rng.below(8) == 0 { 1 << rng.below(17) } else { 0 };
             let size = match rng.below(4) {
                 0 => [512 * KIB, MIB, 3 * MIB, 12 * MIB][rng.below(4) as usize].min(plan.size_max),
+                // Sizes that come again and again, for the front cache.
+                1 => [KIB, 8 * KIB, 24 * KIB, 100 * KIB][rng.below(4) as usize],
                 _ => rng.size(plan.size_max),
             };
             Op::Allocate { size, stream, align }

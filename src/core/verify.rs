@@ -108,6 +108,7 @@ fn verify_arena<M>(arena: &Arena<M>) -> Found {
             *sum += part;
         }
     }
+    assert!(arena.warm.is_empty(), "F2 is broken: the front cache is not empty");
     assert_eq!(blocks, arena.blocks.len(), "I1 is broken: a block is in no segment");
     assert_eq!(pending, arena.waiting.len(), "T3 is broken: a side record without its block");
     for (pool, (free, pending, idle)) in arena.pools.iter().zip(free_of) {

@@ -1,6 +1,7 @@
 //! The front cache: small blocks that wait for the next request of their size.
 
-use aquifer::Config;
+use aquifer::backend::{Fault, Sim};
+use aquifer::{AllocError, PoolOptions};
 
 use crate::Subject;
 use crate::support::{Device, KIB, MIB, assert_emptied};
@@ -54,6 +55,19 @@ pub(crate) fn statistics_see_what_waits_as_free<D: Device>(subject: &Subject<D>)
     assert_eq!(see(true), see(false));
 }
 
+pub(crate) fn peaks_see_what_comes_out_of_it<D: Device>(subject: &Subject<D>) {
+    let (_, allocator) = subject.fresh();
+    drop(allocator.allocate_on(&allocator.stream(1), KIB).expect("room"));
+    let take = |size| allocator.allocate(size).expect("room");
+    drop(take(20 * KIB));
+    let held = take(20 * KIB);
+    allocator.reset_peak_memory_stats();
+    drop(held);
+    // The first is within the old peak, both together are a new one.
+    drop((take(16 * KIB), take(20 * KIB)));
+    assert_eq!(allocator.max_memory_allocated(), 36 * KIB);
+}
+
 pub(crate) fn another_stream_gets_what_waits<D: Device>(subject: &Subject<D>) {
     let (device, allocator) = subject.fresh();
     drop(SIZES.map(|size| allocator.allocate(size).expect("room")));
@@ -67,6 +81,27 @@ pub(crate) fn another_stream_gets_what_waits<D: Device>(subject: &Subject<D>) {
     assert_emptied(&allocator);
 }
 
-pub(crate) fn the_torch_preset_keeps_nothing_apart<D: Device>(_: &Subject<D>) {
-    assert!(Config::default().front_cache && !Config::torch().front_cache);
+pub(crate) fn what_is_freed_of_a_released_pool_does_not_wait<D: Device>(subject: &Subject<D>) {
+    let (device, allocator) = subject.fresh();
+    let pool = allocator.create_pool(PoolOptions::default());
+    let take = || allocator.request(20 * KIB).pool(&pool).allocate().expect("room");
+    drop(take());
+    let held = take();
+    drop(pool);
+    assert!(device.used() > 0, "something in it is held");
+    drop(held);
+    assert_eq!(device.used(), 0, "the last block takes the pool's memory along");
+    allocator.verify();
+}
+
+pub(crate) fn what_waits_is_lost_with_the_device(subject: &Subject<Sim>) {
+    let (sim, allocator) = subject.fresh();
+    drop(allocator.allocate(20 * KIB).expect("room"));
+    let held = allocator.allocate(20 * KIB).expect("room");
+    sim.fail_at(1, Fault::Lost);
+    assert!(allocator.allocate(70 * MIB).is_err(), "the device is gone");
+    drop(held);
+    let hit = allocator.allocate(20 * KIB);
+    assert!(matches!(hit, Err(AllocError::DeviceLost(_))), "{hit:?}");
+    assert_emptied(&allocator);
 }
