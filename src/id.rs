@@ -91,6 +91,7 @@ impl AllocationId {
     pub(crate) const ARENA_MAX: u32 = 1 << 12;
     pub(crate) const BLOCK_MAX: u32 = 1 << 28;
 
+    #[inline]
     pub(crate) fn new(arena: ArenaId, block: BlockId, serial: u32) -> Self {
         // A full arena table is refused before it gets here.
         debug_assert!(arena.0 < Self::ARENA_MAX);
@@ -101,14 +102,17 @@ impl AllocationId {
 
     pub(crate) const SERIAL_MASK: u32 = (1 << 24) - 1;
 
+    #[inline]
     pub(crate) fn arena(self) -> ArenaId {
         ArenaId((self.0 >> 52) as u32)
     }
 
+    #[inline]
     pub(crate) fn block(self) -> BlockId {
         BlockId((self.0 >> 24) as u32 & (Self::BLOCK_MAX - 1))
     }
 
+    #[inline]
     pub(crate) fn serial(self) -> u32 {
         self.0 as u32 & Self::SERIAL_MASK
     }

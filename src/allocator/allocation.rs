@@ -5,7 +5,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::allocator::Allocator;
-use crate::allocator::cell::Cell;
+use crate::allocator::held::Held;
 use crate::allocator::pools::PrivatePool;
 use crate::allocator::streams::Stream;
 use crate::backend::{Backend, Lost};
@@ -20,7 +20,7 @@ use crate::units::Bytes;
 /// The bytes are free for other work **of the same stream** as soon as it is dropped; tell with
 /// [`Allocator::record_stream`] if other streams use them.
 pub struct Allocation<B: Backend> {
-    cell: Arc<Cell<B>>,
+    held: Held<B>,
     grant: Grant,
     requested: Bytes,
 }
@@ -152,14 +152,14 @@ impl std::error::Error for LimitError {}
 
 impl<B: Backend> Allocation<B> {
     #[inline]
-    pub(super) fn new(cell: Arc<Cell<B>>, grant: Grant, requested: Bytes) -> Self {
-        Self { cell, grant, requested }
+    pub(super) fn new(held: Held<B>, grant: Grant, requested: Bytes) -> Self {
+        Self { held, grant, requested }
     }
 
     /// The allocation of 0 bytes.
-    pub(super) fn empty(cell: Arc<Cell<B>>) -> Self {
+    pub(super) fn empty(held: Held<B>) -> Self {
         let (id, segment) = (AllocationId::EMPTY, SegmentId::NONE);
-        Self { cell, grant: Grant { id, segment, offset: 0, size: 0, address: 0 }, requested: 0 }
+        Self { held, grant: Grant { id, segment, offset: 0, size: 0, address: 0 }, requested: 0 }
     }
 
     /// Names it among the live ones.
@@ -185,7 +185,7 @@ impl<B: Backend> Allocation<B> {
     /// The [index](Stream::index) of the stream that has the bytes back at once when they are
     /// freed.
     pub fn stream_index(&self) -> u32 {
-        self.cell.id.0
+        self.held.cell().id.0
     }
 
     /// Bytes from the start of the segment.
@@ -200,12 +200,12 @@ impl<B: Backend> Allocation<B> {
         if self.grant.segment.is_none() {
             return None;
         }
-        let arena = self.cell.lock();
-        Some(arena.segments[self.grant.segment.index()].memory.view.clone())
+        let inside = self.held.cell().lock();
+        Some(inside.arena.segments[self.grant.segment.index()].memory.view.clone())
     }
 
     pub(crate) fn backend(&self) -> &B {
-        &self.cell.backend
+        &self.held.cell().backend
     }
 
     /// Waits until no device work of an earlier owner is left on the bytes. The stream is enough:
@@ -214,7 +214,7 @@ impl<B: Backend> Allocation<B> {
         if self.grant.segment.is_none() {
             return Ok(());
         }
-        self.cell.synchronize()
+        self.held.cell().synchronize()
     }
 
     /// Work of the stream at this place uses the bytes; as [`Allocator::record_stream`].
@@ -222,9 +222,14 @@ impl<B: Backend> Allocation<B> {
     pub(crate) fn record_use(&self, stream: u32) {
         // A drop that unwinds past a broken invariant has nothing to record: a second panic would
         // abort.
-        let is_over = std::thread::panicking() && self.cell.is_poisoned();
+        let is_over = std::thread::panicking() && self.held.cell().is_poisoned();
         if self.grant.id != AllocationId::EMPTY && !is_over {
-            let live = self.cell.lock().record_stream(self.grant.id, crate::id::ArenaId(stream));
+            let live = self
+                .held
+                .cell()
+                .lock()
+                .arena
+                .record_stream(self.grant.id, crate::id::ArenaId(stream));
             live.expect("a live allocation has a live id");
         }
     }
@@ -232,7 +237,7 @@ impl<B: Backend> Allocation<B> {
     /// Catches allocations of other allocators, whose ids mean nothing here.
     pub(super) fn assert_of(&self, backend: &Arc<B>) {
         assert!(
-            Arc::ptr_eq(&self.cell.backend, backend),
+            Arc::ptr_eq(&self.held.cell().backend, backend),
             "the allocation belongs to another allocator; tell that one"
         );
     }
@@ -247,9 +252,9 @@ impl<B: Backend> Allocation<B> {
         };
         // Before the address is known: a free by it must not find the block still owned.
         if raw.id != AllocationId::EMPTY {
-            self.cell.lock().disown(raw.id);
+            self.held.cell().lock().arena.disown(raw.id);
         }
-        if let Some((address, shared)) = raw.address.zip(self.cell.shared.upgrade()) {
+        if let Some((address, shared)) = raw.address.zip(self.held.cell().shared.upgrade()) {
             shared.addresses().insert(address, raw.id);
         }
         let mut this = self;
@@ -261,9 +266,7 @@ impl<B: Backend> Allocation<B> {
 impl<B: Backend> Drop for Allocation<B> {
     #[inline]
     fn drop(&mut self) {
-        if self.grant.id != AllocationId::EMPTY {
-            self.cell.free(self.grant.id);
-        }
+        self.held.cell().drop_owned(self.grant.id);
     }
 }
 
@@ -349,7 +352,7 @@ impl<'a, B: Backend> Request<'a, B> {
     pub fn avoiding<'b>(mut self, others: impl IntoIterator<Item = &'b Allocation<B>>) -> Self {
         for other in others {
             other.assert_of(&self.allocator.shared.backend);
-            let place = (other.cell.id, other.grant.segment);
+            let place = (other.held.cell().id, other.grant.segment);
             if !place.1.is_none() && !self.avoid.contains(&place) {
                 self.avoid.push(place);
             }
@@ -364,7 +367,7 @@ impl<'a, B: Backend> Request<'a, B> {
     #[must_use]
     pub fn in_place_of(mut self, other: &Allocation<B>) -> Self {
         other.assert_of(&self.allocator.shared.backend);
-        if let Some((_, holder)) = other.cell.lock().live(other.grant.id) {
+        if let Some((_, holder)) = other.held.cell().lock().arena.live(other.grant.id) {
             (self.ask.tag, self.location) = (holder.tag, Some(holder.location));
         }
         self

@@ -1,14 +1,16 @@
 //! One stream's lock, and what its allocations keep alive.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use crate::allocator::held::Inside;
 use crate::allocator::places::Places;
 use crate::allocator::shared::Shared;
-use crate::allocator::sync::{self, AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering};
+use crate::allocator::sync::{AtomicU32, FastGuard, FastLock, Ordering};
 use crate::backend::{Backend, Lost, VirtualMemory};
 use crate::config::Config;
 use crate::core::arena::{Arena, Freed};
 use crate::core::dismantle::MappedRun;
+use crate::core::hit::Terms;
 use crate::core::ledger::{ALL, Gauge};
 use crate::id::{AllocationId, ArenaId};
 
@@ -24,15 +26,13 @@ pub(super) struct Piece<B: Backend> {
 /// One stream's part of the allocator. Allocations hold it, so that they outlive the allocator.
 pub(super) struct Cell<B: Backend> {
     pub(super) id: ArenaId,
-    arena: Mutex<Arena<Memory<B>>>,
+    inside: FastLock<Inside<B>>,
     places: Arc<Places<B>>,
     /// Counts the streams that had this place: a handle of an earlier one is stale.
     pub(super) incarnation: AtomicU32,
     pub(super) backend: Arc<B>,
     pub(super) config: Arc<Config>,
     pub(super) shared: Weak<Shared<B>>,
-    /// The allocator is gone, and done with giving back.
-    orphaned: AtomicBool,
 }
 
 impl<B: Backend> Cell<B> {
@@ -41,33 +41,36 @@ impl<B: Backend> Cell<B> {
         places: &Arc<Places<B>>,
         backend: &Arc<B>,
         config: &Arc<Config>,
+        terms: Terms,
         shared: Weak<Shared<B>>,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        // The first arena is alone until a second one is registered.
+        let arena = Arena::new(id, id.0 == 0, terms);
+        let cell = Arc::new(Self {
             id,
-            // The first arena is alone until a second one is registered.
-            arena: Mutex::new(Arena::new(id, id.0 == 0)),
+            inside: FastLock::new(Inside::new(arena)),
             places: Arc::clone(places),
             incarnation: AtomicU32::new(0),
             backend: Arc::clone(backend),
             config: Arc::clone(config),
             shared,
-            orphaned: AtomicBool::new(false),
-        }
+        });
+        cell.lock().keep(&cell);
+        cell
     }
 
-    /// The arena.
+    /// The arena, and who holds the cell.
     ///
     /// # Panics
     /// If an invariant broke while somebody held it: what is in there can no longer be trusted.
     #[inline]
-    pub(super) fn lock(&self) -> MutexGuard<'_, Arena<Memory<B>>> {
-        self.arena.lock().expect("an invariant of the allocator broke earlier")
+    pub(super) fn lock(&self) -> FastGuard<'_, Inside<B>> {
+        self.inside.lock().expect("an invariant of the allocator broke earlier")
     }
 
     /// Whether an invariant broke while somebody held the arena.
     pub(super) fn is_poisoned(&self) -> bool {
-        sync::is_poisoned(&self.arena)
+        self.inside.is_poisoned()
     }
 
     pub(super) fn stream(&self) -> B::Stream {
@@ -86,28 +89,43 @@ impl<B: Backend> Cell<B> {
         self.incarnation.load(Ordering::Relaxed)
     }
 
-    /// Frees a block for its owner; `false` if the id is stale.
+    /// Gives up an allocation's hold, and frees its block unless it is
+    /// [empty](AllocationId::EMPTY). The cell may be gone when this returns.
     #[inline]
-    pub(super) fn free(&self, id: AllocationId) -> bool {
-        self.free_if(id, |_| true)
+    pub(super) fn drop_owned(&self, id: AllocationId) {
+        let Ok(mut inside) = self.inside.lock() else {
+            // An invariant broke earlier. A second panic while the first one unwinds would abort.
+            assert!(std::thread::panicking(), "an invariant of the allocator broke earlier");
+            return;
+        };
+        let freed = match id {
+            AllocationId::EMPTY => None,
+            id => inside.arena.free(id, &self.config),
+        };
+        let last = inside.give_up();
+        let freed = freed.unwrap_or_default();
+        if cfg!(not(aquifer_shuttle)) && freed == Freed::default() && last.is_none() {
+            return;
+        }
+        // From here on the cell must be kept (H3).
+        let keeper = last.or_else(|| inside.keeper());
+        drop(inside);
+        if freed != Freed::default() {
+            self.follow_up(freed);
+        }
+        drop(keeper);
     }
 
     /// Frees a block that has no owner; `false` if the id is stale, or an [`Allocation`] owns it.
     ///
     /// [`Allocation`]: crate::allocator::Allocation
     pub(super) fn free_unowned(&self, id: AllocationId) -> bool {
-        self.free_if(id, |arena| arena.is_unowned(id))
-    }
-
-    #[inline]
-    fn free_if(&self, id: AllocationId, may: impl FnOnce(&Arena<Memory<B>>) -> bool) -> bool {
-        let Ok(mut arena) = self.arena.lock() else {
-            // An invariant broke earlier. A second panic while the first one unwinds would abort.
-            assert!(std::thread::panicking(), "an invariant of the allocator broke earlier");
-            return true;
-        };
-        let freed = if may(&arena) { arena.free(id, &self.config) } else { None };
-        drop(arena);
+        let mut inside = self.lock();
+        if !inside.arena.is_unowned(id) {
+            return false;
+        }
+        let freed = inside.arena.free(id, &self.config);
+        drop(inside);
         if let Some(freed) = freed.filter(|&freed| freed != Freed::default()) {
             self.follow_up(freed);
         }
@@ -125,19 +143,20 @@ impl<B: Backend> Cell<B> {
 
     /// The allocator is gone, and has given back what it could.
     pub(super) fn orphan(&self) {
-        self.orphaned.store(true, Ordering::Relaxed);
+        let keeper = self.lock().orphan();
         self.close();
+        drop(keeper);
     }
 
     /// The allocator is gone: with the last allocation of the stream all its memory goes, whoever
     /// keeps a handle. As long as the allocator itself is giving back, its calls may be under way
     /// here; it closes every cell when it is done.
     fn close(&self) {
-        let mut arena = self.lock();
-        let orphaned = self.orphaned.load(Ordering::Relaxed);
-        if orphaned && arena.ledger.now(ALL, Gauge::Allocation as usize) == 0 {
-            let (users, pieces) = (arena.users(), arena.dismantle());
-            drop(arena);
+        let mut inside = self.lock();
+        let live = inside.arena.ledger.now(ALL, Gauge::Allocation as usize);
+        if inside.is_orphaned() && live == 0 {
+            let (users, pieces) = (inside.arena.users(), inside.arena.dismantle());
+            drop(inside);
             self.give_back(users, pieces);
         }
     }
@@ -168,7 +187,7 @@ impl<B: Backend> Drop for Cell<B> {
     /// Gives back all that is left: nobody holds an allocation of this stream any more, and the
     /// allocator is gone.
     fn drop(&mut self) {
-        let arena = self.arena.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let arena = &mut self.inside.get_mut().arena;
         let (users, pieces) = (arena.users(), arena.dismantle());
         self.give_back(users, pieces);
     }

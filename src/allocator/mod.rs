@@ -18,6 +18,7 @@
 //! | file | what it owns |
 //! |------|--------------|
 //! | `cell`       | one stream's lock and what its allocations keep alive |
+//! | `held`       | an allocation's hold on its cell |
 //! | `places`     | which stream has which place |
 //! | `shared`     | everything in one hand; hits, limits, trims |
 //! | `perform`    | performing steps: all calls of the backend |
@@ -31,6 +32,7 @@
 
 mod allocation;
 mod cell;
+mod held;
 mod perform;
 mod places;
 mod pools;
@@ -62,7 +64,6 @@ use crate::report::holders::{self, Holder};
 use crate::report::snapshot::{self, Snapshot};
 use crate::report::stats::{self, MemoryStats};
 use crate::units::Bytes;
-use allocation::Ask;
 use shared::Shared;
 
 /// A caching allocator over one backend. Cheap to clone; clones are the same allocator.
@@ -149,7 +150,7 @@ impl<B: Backend> Allocator<B> {
     #[track_caller]
     #[inline]
     pub fn allocate(&self, size: Bytes) -> Result<Allocation<B>, AllocError> {
-        self.shared.allocate(&self.shared.default_cell, Ask::new(size), Location::caller())
+        self.shared.allocate_plain(&self.shared.default_cell, size, Location::caller())
     }
 
     /// `size` bytes on `stream`; as [`allocate`](Self::allocate).
@@ -166,7 +167,7 @@ impl<B: Backend> Allocator<B> {
         stream: &Stream<B>,
         size: Bytes,
     ) -> Result<Allocation<B>, AllocError> {
-        self.shared.allocate(self.shared.cell_of(stream), Ask::new(size), Location::caller())
+        self.shared.allocate_plain(self.shared.cell_of(stream), size, Location::caller())
     }
 
     /// A request with more to say: stream, alignment, tag, raw result.
@@ -204,7 +205,7 @@ impl<B: Backend> Allocator<B> {
             return Ok(());
         }
         let cell = self.shared.cell(id.arena()).ok_or(FreeError::Unknown)?;
-        cell.lock().record_stream(id, user).ok_or(FreeError::Unknown)
+        cell.lock().arena.record_stream(id, user).ok_or(FreeError::Unknown)
     }
 
     /// Frees a raw allocation by its id. What an [`Allocation`] owns is freed by dropping that, and
@@ -218,7 +219,7 @@ impl<B: Backend> Allocator<B> {
             return Ok(());
         }
         let cell = self.shared.cell(id.arena()).ok_or(FreeError::Unknown)?;
-        let address = cell.lock().address_of(id);
+        let address = cell.lock().arena.address_of(id);
         if !cell.free_unowned(id) {
             return Err(FreeError::Unknown);
         }

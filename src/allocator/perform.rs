@@ -72,7 +72,8 @@ impl<B: Backend> Shared<B> {
             if let Some((arena, grant)) = grant {
                 self.purge_for(miss.arena);
                 let cell = self.cell(arena).expect("an arena that granted has its cell");
-                return Ok(Allocation::new(cell, grant, want.requested));
+                let held = cell.lock().hold();
+                return Ok(Allocation::new(held, grant, want.requested));
             }
         }
     }

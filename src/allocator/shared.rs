@@ -9,17 +9,21 @@ use std::time::Duration;
 
 use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError};
 use crate::allocator::cell::{Cell, Memory};
+use crate::allocator::held::Inside;
 use crate::allocator::places::Places;
 use crate::allocator::pools::Routes;
 use crate::allocator::pressure::Callbacks;
 use crate::allocator::streams::Streams;
-use crate::allocator::sync::{self, AtomicBool, Condvar, Mutex, MutexGuard, Ordering, RwLock};
+use crate::allocator::sync::{
+    self, AtomicBool, Condvar, FastGuard, Mutex, MutexGuard, Ordering, RwLock,
+};
 use crate::allocator::tags::Tags;
 use crate::backend::{Backend, Lost};
 use crate::config::Config;
-use crate::core::arena::{Arena, Freed, Take, Want};
+use crate::core::arena::{Freed, Take, Want};
 use crate::core::classes::{self, Group};
 use crate::core::harvest::Harvest;
+use crate::core::hit::Terms;
 use crate::core::ledger::Gauge;
 use crate::core::state::{Device, Global, World};
 use crate::core::step::{Failure, Step};
@@ -39,6 +43,7 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) backend: Arc<B>,
     pub(super) config: Arc<Config>,
     pub(super) device: Device,
+    pub(super) terms: Terms,
     /// Every block begins at a multiple of so many bytes, if asked.
     align_max: Bytes,
     pub(super) default_cell: Arc<Cell<B>>,
@@ -89,11 +94,11 @@ impl<B: Backend> Shared<B> {
         };
         let user = UserLimits { fraction: config.memory_fraction, limit: config.memory_limit };
         let stream = backend.default_stream();
+        let terms = Terms::of(&config, device.segment_max);
         let config = Arc::new(config);
         Arc::new_cyclic(|weak| {
             let places = Arc::new(Places::new(stream));
-            let cell = Cell::new(ArenaId(0), &places, &backend, &config, weak.clone());
-            let cell = Arc::new(cell);
+            let cell = Cell::new(ArenaId(0), &places, &backend, &config, terms, weak.clone());
             let mut global = Global::new(user.effective(device.total));
             global.clocks.push(crate::core::lifetime::Clock::new());
             Self {
@@ -111,6 +116,7 @@ impl<B: Backend> Shared<B> {
                 waits: AtomicBool::new(false),
                 addresses: Mutex::new(HashMap::new()),
                 align_max: limits.alignment,
+                terms,
                 backend,
                 config,
                 device,
@@ -122,16 +128,16 @@ impl<B: Backend> Shared<B> {
     pub(super) fn world<R>(&self, decide: impl FnOnce(&mut WorldOf<'_, B>) -> R) -> R {
         let mut global = self.lock_global();
         let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        let mut arenas: Vec<_> = cells.iter().map(|cell| cell.lock()).collect();
-        let merged = |merged, arena: &mut MutexGuard<'_, Arena<Memory<B>>>| {
-            arena.settle_warm(&self.config) | merged
+        let mut insides: Vec<_> = cells.iter().map(|cell| cell.lock()).collect();
+        let merged = |merged, inside: &mut FastGuard<'_, Inside<B>>| {
+            inside.arena.settle_warm(&self.config) | merged
         };
-        let merged = arenas.iter_mut().fold(false, merged);
+        let merged = insides.iter_mut().fold(false, merged);
         let mut world = World {
             config: &self.config,
             device: &self.device,
             global: &mut global,
-            arenas: arenas.iter_mut().map(|arena| &mut **arena).collect(),
+            arenas: insides.iter_mut().map(|inside| &mut inside.arena).collect(),
         };
         if merged {
             world.settle();
@@ -181,8 +187,27 @@ impl<B: Backend> Shared<B> {
         }
     }
 
-    /// Serves a request: from the stream's own pools if it can, else by the ladder.
+    /// Serves a request that says nothing but a size.
     #[inline]
+    pub(super) fn allocate_plain(
+        &self,
+        cell: &Arc<Cell<B>>,
+        size: Bytes,
+        location: &'static Location<'static>,
+    ) -> Result<Allocation<B>, AllocError> {
+        if let Some(plain) = self.terms.plain(size, location)
+            && !self.routes.is_active()
+        {
+            let mut inside = cell.lock();
+            if let Some(grant) = inside.arena.take_plain(plain, &self.config) {
+                return Ok(Allocation::new(inside.hold(), grant, size));
+            }
+        }
+        self.allocate(cell, Ask::new(size), location)
+    }
+
+    /// Serves a request: from the stream's own pools if it can, else by the ladder.
+    #[inline(never)]
     pub(super) fn allocate(
         &self,
         cell: &Arc<Cell<B>>,
@@ -216,7 +241,7 @@ impl<B: Backend> Shared<B> {
         location: &'static Location<'static>,
     ) -> Result<Allocation<B>, AllocError> {
         if ask.size == 0 {
-            return Ok(Allocation::empty(Arc::clone(cell)));
+            return Ok(Allocation::empty(cell.lock().hold()));
         }
         let rounded = classes::round(ask.size.min(REQUEST_MAX), &self.config);
         if rounded > self.device.segment_max || ask.align > GRANULE || ask.align.count_ones() > 1 {
@@ -225,9 +250,9 @@ impl<B: Backend> Shared<B> {
         let want = self.want(owner, ask, rounded, location);
         let harvest = self.config.harvest_every_allocate && self.waits.load(Ordering::Relaxed);
         if !harvest {
-            let taken = cell.lock().take(&want, &self.config);
-            if let Take::Granted(grant) = taken {
-                return Ok(Allocation::new(Arc::clone(cell), grant, want.requested));
+            let mut inside = cell.lock();
+            if let Take::Granted(grant) = inside.arena.take(&want, &self.config) {
+                return Ok(Allocation::new(inside.hold(), grant, want.requested));
             }
         }
         self.climb(cell.id, want, harvest)
@@ -271,7 +296,8 @@ impl<B: Backend> Shared<B> {
         let owner = ask.owner.or(routed.as_ref().map(|pool| pool.owner()));
         let want = self.want(owner.unwrap_or(OwnerId::DEFAULT), ask, rounded, location);
         let grant = self.world(|world| world.take_cached(cell.id, &want))?;
-        Some(Allocation::new(Arc::clone(cell), grant, want.requested))
+        let held = cell.lock().hold();
+        Some(Allocation::new(held, grant, want.requested))
     }
 
     /// Requests that no device state could satisfy.

@@ -162,13 +162,13 @@ impl<B: Backend> Shared<B> {
             panic!("more than 4094 streams at a time: forget those that are gone (forget_stream)");
         }
         let weak = Arc::downgrade(self);
-        let cell = Cell::new(id, &self.places, &self.backend, &self.config, weak);
+        let cell = Cell::new(id, &self.places, &self.backend, &self.config, self.terms, weak);
         self.places.add(raw);
         // With a second arena nobody may raise the peaks alone any more. The arenas there are stop
         // before the new one begins.
-        cells.iter().for_each(|cell| cell.lock().ledger.sole = false);
-        cell.lock().lost = global.lost;
-        cells.push(Arc::new(cell));
+        cells.iter().for_each(|cell| cell.lock().arena.ledger.sole = false);
+        cell.lock().arena.lost = global.lost;
+        cells.push(cell);
         global.clocks.push(Clock::new());
         id
     }

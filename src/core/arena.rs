@@ -1,39 +1,27 @@
 //! One stream's part of the state: its blocks, segments, pools and books. The hot path is here.
 //!
-//! An arena is what the shell locks for a hit: [`Arena::take`] and [`Arena::free`] touch nothing
-//! else, so two streams never share a lock, a counter or a cache line. Whatever needs a second
-//! arena, or the backend, is the business of [`state`](crate::core::state), which holds all arenas
-//! at once.
-//!
-//! ```text
-//!  take:  one of the size that is warm ─ or best fit in the pool's bins ─▶ cut ─▶ Allocated
-//!                                        no fit: Miss (the ladder)
-//!  free:  Allocated ─▶ small: Warm ─ large: merge with free neighbours ─▶ Free
-//!                                        used by other streams: Pending
-//! ```
-//!
-//! What a hit costs (release build, one arena, counters on): through the front cache one block
-//! record and 5 gauges each way; through the bins take ≈ 2 bitmap look-ups, 1–2 block records, 5
-//! gauges, free ≈ 1–3 block records, 5 gauges. No allocation of node memory: records come from
-//! slabs that only grow. O(1).
+//! An arena is what the shell locks for a hit: [`Arena::take_plain`] and [`Arena::free`] (in
+//! [`hit`](crate::core::hit)) touch nothing else, so two streams never share a lock, a counter or a
+//! cache line. Whatever needs a second arena, or the backend, is the business of
+//! [`state`](crate::core::state), which holds all arenas at once.
 
 use std::panic::Location;
 
 use slab::Slab;
 
 use crate::config::Config;
+use crate::core::bins::Bins;
 use crate::core::block::{Block, Holder, Links, State};
 use crate::core::classes::{GROUPS, Group};
+use crate::core::hit::Terms;
 use crate::core::ledger::{Entry, Ledger};
 use crate::core::lifetime::{Mark, Waiting};
 use crate::core::pool::{Pool, Traits};
 use crate::core::segment::{Segment, merge_next, split};
 use crate::core::warm::Warm;
+use crate::ds::records::Records;
 use crate::id::{AllocationId, ArenaId, BlockId, OwnerId, SegmentId, SideId, Tag};
 use crate::units::{Bytes, to_bytes};
-
-/// Blocks of at most so small a part of the largest small one may wait in the front cache.
-const WARM_PARTS: Bytes = 8;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +38,15 @@ pub(crate) struct Want<'a> {
     pub(crate) tag: Tag,
     /// Segments in which the block must not lie.
     pub(crate) avoid: &'a [Place],
+}
+
+impl Want<'_> {
+    /// Who holds what the request gets; `uses` names other streams that use it.
+    #[inline]
+    pub(crate) fn holder(&self, uses: SideId) -> Holder {
+        let Self { requested, location, tag, .. } = *self;
+        Holder { requested, location, tag, uses }
+    }
 }
 
 /// Names a segment among those of all arenas.
@@ -96,7 +93,8 @@ pub(crate) struct Freed {
 #[derive(Debug)]
 pub(crate) struct Arena<M> {
     pub(crate) id: ArenaId,
-    pub(crate) blocks: Slab<Block>,
+    pub(crate) terms: Terms,
+    pub(crate) blocks: Records<Block>,
     pub(crate) segments: Slab<Segment<M>>,
     /// 0 and 1 are the default owner's small and large pools.
     pub(crate) pools: Vec<Pool>,
@@ -119,10 +117,11 @@ pub(crate) struct Arena<M> {
 }
 
 impl<M> Arena<M> {
-    pub(crate) fn new(id: ArenaId, sole: bool) -> Self {
+    pub(crate) fn new(id: ArenaId, sole: bool, terms: Terms) -> Self {
         Self {
             id,
-            blocks: Slab::new(),
+            terms,
+            blocks: Records::new(),
             segments: Slab::new(),
             pools: GROUPS.map(|g| Pool::new(g, OwnerId::DEFAULT, Traits::default())).into(),
             ledger: Ledger::new(sole),
@@ -147,43 +146,6 @@ impl<M> Arena<M> {
         self.pools.iter().position(|pool| pool.owner == owner && pool.group == group)
     }
 
-    /// A block for `want` out of this arena's own pool, if one fits. O(1).
-    #[inline]
-    pub(crate) fn take(&mut self, want: &Want, config: &Config) -> Take {
-        let Some(pool) = self.pool_of(want.owner, want.group) else { return Take::Miss };
-        self.pools[pool].searches += 1;
-        if let Some(taken) = self.take_warm(pool, want, config) {
-            return taken;
-        }
-        if let Some(id) = self.fit(pool, want, config).filter(|_| !self.lost) {
-            return self.take_free(id, want, config);
-        }
-        if self.warm.is_empty() { Take::Miss } else { self.take_merged(pool, want, config) }
-    }
-
-    /// The last look before a miss: what is warm may fit when it has merged.
-    #[cold]
-    fn take_merged(&mut self, pool: usize, want: &Want, config: &Config) -> Take {
-        self.settle_warm(config);
-        if !self.ledger.splits_are_within_lease() {
-            return Take::Unleased;
-        }
-        match self.fit(pool, want, config).filter(|_| !self.lost) {
-            Some(id) => self.take_free(id, want, config),
-            None => Take::Miss,
-        }
-    }
-
-    /// Takes (part of) a free block, if the peaks allow it.
-    #[inline]
-    fn take_free(&mut self, id: BlockId, want: &Want, config: &Config) -> Take {
-        let cut = self.cut_size(id, want, config);
-        if !self.ledger.sole && !self.is_leased(id, cut, want) {
-            return Take::Unleased;
-        }
-        Take::Granted(self.carve_cut(id, cut, want, SideId::NONE, config))
-    }
-
     /// Hands out (part of) the free block `id` of this arena; `uses` names the stream that borrows
     /// it.
     #[inline]
@@ -198,8 +160,7 @@ impl<M> Arena<M> {
     }
 
     /// As [`carve`](Self::carve), of a size that is known already.
-    #[inline]
-    fn carve_cut(
+    pub(crate) fn carve_cut(
         &mut self,
         id: BlockId,
         cut: u32,
@@ -262,8 +223,6 @@ impl<M> Arena<M> {
     }
 
     /// Makes a block whose segment is busy with it already the user's.
-    // Always inline: a hit that is handed through memory waits for its own writes (13 ns).
-    #[inline(always)]
     pub(crate) fn assign(
         &mut self,
         id: BlockId,
@@ -271,18 +230,27 @@ impl<M> Arena<M> {
         uses: SideId,
         config: &Config,
     ) -> Grant {
-        self.serial = self.serial.wrapping_add(1);
-        let serial = self.serial;
-        let Want { requested, location, tag, .. } = *want;
-        let block = &mut self.blocks[id.index()];
-        block.state = State::Allocated(Holder { requested, location, tag, uses });
-        block.serial = serial | Block::OWNED;
-        let (offset, size, segment) = (to_bytes(block.offset), block.size, block.segment);
-        let base = self.segments[segment.index()].base;
-        self.ledger.apply(want.group, Entry::Allocate { size, requested });
+        let Block { size, segment, .. } = self.blocks[id.index()];
         if config.max_split_size.is_some_and(|max| to_bytes(size) >= max) {
             self.ledger.oversize[0].rise(1);
         }
+        let base = self.segments[segment.index()].base;
+        self.grant(id, base, want.group, want.holder(uses))
+    }
+
+    /// As [`assign`](Self::assign), in a segment that begins at `base`, where nothing counts
+    /// oversize blocks.
+    // Always inline: a hit that is handed through memory waits for its own writes (13 ns).
+    #[inline(always)]
+    pub(crate) fn grant(&mut self, id: BlockId, base: u64, group: Group, holder: Holder) -> Grant {
+        let serial = self.serial.wrapping_add(1);
+        self.serial = serial;
+        let requested = holder.requested;
+        let block = &mut self.blocks[id.index()];
+        block.state = State::Allocated(holder);
+        block.serial = serial | Block::OWNED;
+        let (offset, size, segment) = (to_bytes(block.offset), block.size, block.segment);
+        self.ledger.apply(group, Entry::Allocate { size, requested });
         Grant {
             id: AllocationId::new(self.id, id, serial),
             segment,
@@ -324,29 +292,8 @@ impl<M> Arena<M> {
         block.is_some_and(|block| block.serial & Block::OWNED == 0)
     }
 
-    /// The user lets go of a block; `None` if the id is stale, and nothing has changed. O(1).
-    #[inline]
-    pub(crate) fn free(&mut self, id: AllocationId, config: &Config) -> Option<Freed> {
-        let (id, holder) = self.live(id)?;
-        let (requested, is_used) = (holder.requested, !holder.uses.is_none());
-        let block = &mut self.blocks[id.index()];
-        block.tick = self.open;
-        let size = block.size;
-        if config.max_split_size.is_some_and(|max| to_bytes(size) >= max) {
-            self.ledger.oversize[0].fall(1);
-        }
-        if is_used {
-            return Some(self.suspend(id, config));
-        }
-        let entry = Entry::Return { size, requested };
-        if config.front_cache && to_bytes(size) <= config.small_max / WARM_PARTS {
-            return Some(self.keep_warm(id, entry, config));
-        }
-        Some(self.vacate(id, entry, config))
-    }
-
     /// A block that other streams use becomes Pending.
-    fn suspend(&mut self, id: BlockId, config: &Config) -> Freed {
+    pub(crate) fn suspend(&mut self, id: BlockId, config: &Config) -> Freed {
         let block = &self.blocks[id.index()];
         let State::Allocated(holder) = block.state else {
             panic!("B1 is broken: a block that its user frees is {:?}", block.state);
@@ -372,8 +319,7 @@ impl<M> Arena<M> {
     }
 
     /// A busy block becomes Free and merges, and `entry` is booked for it. It is in no bin.
-    #[inline]
-    fn vacate(&mut self, id: BlockId, entry: Entry, config: &Config) -> Freed {
+    pub(crate) fn vacate(&mut self, id: BlockId, entry: Entry, config: &Config) -> Freed {
         let pool = self.segments[self.blocks[id.index()].segment.index()].pool;
         self.ledger.apply(self.pools[pool].group, entry);
         self.settle_free(id, config)
@@ -385,52 +331,34 @@ impl<M> Arena<M> {
         let segment_id = self.blocks[id.index()].segment;
         let segment = &mut self.segments[segment_id.index()];
         segment.busy -= 1;
-        let (pool, is_virtual) = (segment.pool, segment.is_virtual());
+        let (at, whole, is_virtual) = (segment.pool, segment.size, segment.is_virtual());
         let becomes_idle = segment.busy == 0 && !is_virtual;
-        let Pool { group, traits, .. } = self.pools[pool];
-        let (_, pieces) = self.make_free(id, config);
-        if !is_virtual && pieces != Pieces::default() {
-            self.ledger.apply(group, pieces.entry());
+        let pool = &mut self.pools[at];
+        let (merged, mut pieces) = merge_free(&mut self.blocks, &mut pool.free, id);
+        let size = self.blocks[merged.index()].size;
+        if size != whole {
+            pieces.add(size);
         }
+        pool.free.insert(&mut self.blocks, &self.segments, merged, config.tie_walk);
+        let (group, released) = (pool.group, pool.traits.released);
         if becomes_idle {
-            let pool = &mut self.pools[pool];
             pool.link_idle(&mut self.segments, segment_id, self.epoch, self.time_us);
         }
-        Freed {
-            settle: !self.ledger.splits_are_within_lease(),
-            waits: false,
-            harvest: false,
-            purge: traits.released,
+        if !is_virtual {
+            self.ledger.apply(group, pieces.entry());
         }
+        let settle = !self.ledger.splits_are_within_lease(group);
+        Freed { settle, waits: false, harvest: false, purge: released }
     }
 
     /// Makes a block that is in no bin Free: merges it with its free neighbours and puts it in the
-    /// bins. Returns the merged block and what changed among the free pieces of its segment.
-    #[inline]
-    pub(crate) fn make_free(&mut self, id: BlockId, config: &Config) -> (BlockId, Pieces) {
-        let mut pieces = Pieces::default();
-        let Block { segment, prev, next, .. } = self.blocks[id.index()];
-        let pool = self.segments[segment.index()].pool;
-        self.blocks[id.index()].state = State::Free(Links::NONE);
+    /// bins. Returns the merged block.
+    pub(crate) fn make_free(&mut self, id: BlockId, config: &Config) -> BlockId {
+        let pool = self.segments[self.blocks[id.index()].segment.index()].pool;
         let bins = &mut self.pools[pool].free;
-        if self.blocks.get(next.index()).is_some_and(Block::is_free) {
-            bins.remove(&mut self.blocks, next);
-            pieces.take(self.blocks[next.index()].size);
-            merge_next(&mut self.blocks, id);
-        }
-        let mut id = id;
-        if self.blocks.get(prev.index()).is_some_and(Block::is_free) {
-            bins.remove(&mut self.blocks, prev);
-            pieces.take(self.blocks[prev.index()].size);
-            merge_next(&mut self.blocks, prev);
-            id = prev;
-        }
-        let size = self.blocks[id.index()].size;
-        if size != self.segments[segment.index()].size {
-            pieces.add(size);
-        }
-        self.insert_free(pool, id, config);
-        (id, pieces)
+        let (merged, _) = merge_free(&mut self.blocks, bins, id);
+        bins.insert(&mut self.blocks, &self.segments, merged, config.tie_walk);
+        merged
     }
 
     #[inline]
@@ -458,6 +386,27 @@ impl<M> Arena<M> {
         }
         Some(())
     }
+}
+
+/// A block that is in no bin becomes Free and merges with its free neighbours, which leave the
+/// bins. Returns the merged block, in no bin yet, and the pieces that went into it.
+#[inline]
+fn merge_free(blocks: &mut Records<Block>, bins: &mut Bins, id: BlockId) -> (BlockId, Pieces) {
+    let mut pieces = Pieces::default();
+    let Block { prev, next, .. } = blocks[id.index()];
+    blocks[id.index()].state = State::Free(Links::NONE);
+    if let Some(block) = blocks.get(next.index()).filter(|block| block.is_free()) {
+        pieces.take(block.size);
+        bins.remove(blocks, next);
+        merge_next(blocks, id);
+    }
+    let Some(block) = blocks.get(prev.index()).filter(|block| block.is_free()) else {
+        return (id, pieces);
+    };
+    pieces.take(block.size);
+    bins.remove(blocks, prev);
+    merge_next(blocks, prev);
+    (prev, pieces)
 }
 
 /// How the free pieces of partly used segments changed.

@@ -29,6 +29,7 @@ use slab::Slab;
 use crate::core::block::{Block, Links};
 use crate::core::segment::{Segment, is_older};
 use crate::ds::bitmap::{Bitmap, SLOTS};
+use crate::ds::records::Records;
 use crate::id::BlockId;
 
 const SLOT_BITS: u32 = SLOTS.ilog2();
@@ -88,7 +89,7 @@ impl Bins {
 
     /// The smallest block of at least `size` granules; among equals the head of the chain.
     #[inline]
-    pub(crate) fn best_fit(&self, blocks: &Slab<Block>, size: u32) -> Option<BlockId> {
+    pub(crate) fn best_fit(&self, blocks: &Records<Block>, size: u32) -> Option<BlockId> {
         if self.occupied == 0 {
             return None;
         }
@@ -127,7 +128,7 @@ impl Bins {
     }
 
     /// The next block in order of size: the rest of the chain, then the next head.
-    pub(crate) fn after(&self, blocks: &Slab<Block>, id: BlockId) -> Option<BlockId> {
+    pub(crate) fn after(&self, blocks: &Records<Block>, id: BlockId) -> Option<BlockId> {
         let block = &blocks[id.index()];
         let links = block.links();
         let in_chain = if links.member { links.next } else { links.twin };
@@ -138,7 +139,7 @@ impl Bins {
     }
 
     /// The largest block. Walks the heads of the highest class.
-    pub(crate) fn largest(&self, blocks: &Slab<Block>) -> Option<BlockId> {
+    pub(crate) fn largest(&self, blocks: &Records<Block>) -> Option<BlockId> {
         let octave = self.octaves[self.occupied.checked_ilog2()? as usize].as_deref()?;
         let slot = (0..SLOTS).rev().find(|&slot| octave.slots.contains(slot))?;
         let mut at = octave.heads[slot];
@@ -157,7 +158,7 @@ impl Bins {
     #[inline]
     pub(crate) fn insert<M>(
         &mut self,
-        blocks: &mut Slab<Block>,
+        blocks: &mut Records<Block>,
         segments: &Slab<Segment<M>>,
         id: BlockId,
         walk: u32,
@@ -177,7 +178,7 @@ impl Bins {
 
     /// Takes a block out; its links are [`Links::NONE`] again.
     #[inline]
-    pub(crate) fn remove(&mut self, blocks: &mut Slab<Block>, id: BlockId) {
+    pub(crate) fn remove(&mut self, blocks: &mut Records<Block>, id: BlockId) {
         self.count -= 1;
         let block = &blocks[id.index()];
         let class = Class::of(block.size);
@@ -199,7 +200,7 @@ impl Bins {
     /// Takes out a block, known by its old links, that shares its class with others.
     fn remove_from_class(
         &mut self,
-        blocks: &mut Slab<Block>,
+        blocks: &mut Records<Block>,
         id: BlockId,
         class: Class,
         links: Links,
@@ -230,7 +231,7 @@ impl Bins {
     ///
     /// # Panics
     /// If one is broken, naming it.
-    pub(crate) fn verify(&self, blocks: &Slab<Block>) -> usize {
+    pub(crate) fn verify(&self, blocks: &Records<Block>) -> usize {
         let mut count = 0;
         for (index, octave) in self.octaves.iter().enumerate() {
             let occupied = self.occupied >> index & 1 == 1;
@@ -251,7 +252,7 @@ impl Bins {
 }
 
 /// Checks one class's lists; returns how many blocks they hold.
-fn verify_class(blocks: &Slab<Block>, head: BlockId, class: Class) -> usize {
+fn verify_class(blocks: &Records<Block>, head: BlockId, class: Class) -> usize {
     let (mut count, mut at, mut before) = (0, head, BlockId::NONE);
     while !at.is_none() {
         let block = &blocks[at.index()];
@@ -278,7 +279,7 @@ fn verify_class(blocks: &Slab<Block>, head: BlockId, class: Class) -> usize {
 
 /// Puts `id` among the blocks of a class that is not empty, whose list begins at `first`.
 fn insert_in_class<M>(
-    blocks: &mut Slab<Block>,
+    blocks: &mut Records<Block>,
     segments: &Slab<Segment<M>>,
     first: &mut BlockId,
     id: BlockId,
@@ -310,7 +311,7 @@ fn insert_in_class<M>(
 
 /// Hangs `id` into the chain of `head`, whose size it has.
 fn insert_member<M>(
-    blocks: &mut Slab<Block>,
+    blocks: &mut Records<Block>,
     segments: &Slab<Segment<M>>,
     head: BlockId,
     id: BlockId,
@@ -338,7 +339,7 @@ fn insert_member<M>(
 }
 
 /// Makes `id` the head of the chain that `head` led; `head` becomes its first member.
-fn replace_head(blocks: &mut Slab<Block>, head: BlockId, id: BlockId) {
+fn replace_head(blocks: &mut Records<Block>, head: BlockId, id: BlockId) {
     let old = *blocks[head.index()].links();
     let links = blocks[id.index()].links_mut();
     (links.prev, links.next, links.twin, links.member) = (old.prev, old.next, head, false);
@@ -353,7 +354,7 @@ fn replace_head(blocks: &mut Slab<Block>, head: BlockId, id: BlockId) {
 }
 
 /// Makes the first member of a chain the head in the place of the one with `links`.
-fn promote(blocks: &mut Slab<Block>, twin: BlockId, links: Links) {
+fn promote(blocks: &mut Records<Block>, twin: BlockId, links: Links) {
     let chain = blocks[twin.index()].links().next;
     let head = blocks[twin.index()].links_mut();
     (head.prev, head.next, head.twin, head.member) = (links.prev, links.next, chain, false);
@@ -366,7 +367,7 @@ fn promote(blocks: &mut Slab<Block>, twin: BlockId, links: Links) {
 }
 
 /// Takes a member out of its chain.
-fn unlink_member(blocks: &mut Slab<Block>, id: BlockId, links: Links) {
+fn unlink_member(blocks: &mut Records<Block>, id: BlockId, links: Links) {
     if !links.next.is_none() {
         blocks[links.next.index()].links_mut().prev = links.prev;
     }

@@ -50,6 +50,8 @@ pub(crate) enum State {
     Warm,
     /// Addresses with nothing behind them (virtual memory only).
     Unmapped,
+    /// No block: a record that waits to be used again.
+    Vacant,
     /// Part of a growth in flight: neither searched nor merged until that is committed. `mapped`
     /// tells whether there is memory behind it now.
     Claimed { mapped: bool },
@@ -102,7 +104,7 @@ impl Block {
 
     /// Whether there is device memory behind the block.
     pub(crate) fn is_mapped(&self) -> bool {
-        !matches!(self.state, State::Unmapped | State::Claimed { mapped: false })
+        !matches!(self.state, State::Unmapped | State::Vacant | State::Claimed { mapped: false })
     }
 
     /// The end of the block, in granules from the start of the segment.

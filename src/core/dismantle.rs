@@ -42,7 +42,7 @@ impl<M> Arena<M> {
             }
             pieces.push((segment.memory, runs));
         }
-        *self = Self::new(self.id, self.ledger.sole);
+        *self = Self::new(self.id, self.ledger.sole, self.terms);
         pieces
     }
 }

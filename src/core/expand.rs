@@ -24,7 +24,7 @@ use crate::core::classes::Group;
 use crate::core::ledger::Entry;
 use crate::core::miss::Miss;
 use crate::core::pool::Pool;
-use crate::core::segment::{merge_next, split};
+use crate::core::segment::{merge_next, split, vacate};
 use crate::core::state::World;
 use crate::core::step::{Growth, Step};
 use crate::id::{ArenaId, BlockId, SegmentId, SideId};
@@ -353,7 +353,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         for _ in 1..plan.claimed.len() {
             merge_next(&mut arena.blocks, plan.claimed[0]);
         }
-        let block = arena.make_free(plan.claimed[0], config).0;
+        let block = arena.make_free(plan.claimed[0], config);
         let grant = arena.carve(block, &miss.want, SideId::NONE, config);
         Some(grant)
     }
@@ -431,7 +431,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 arena.segments.iter().map(|entry| entry.0).filter(|&id| empty(id)).collect();
             for id in ids {
                 let segment = arena.segments.remove(id);
-                arena.blocks.remove(segment.first.index());
+                vacate(&mut arena.blocks, segment.first);
                 memories.push(segment.memory);
             }
         }

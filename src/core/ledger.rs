@@ -10,6 +10,7 @@
 //! ```text
 //!   peak(g) = Σ_arenas lease(g) + spare(g)          L1
 //!   current(g) ≤ lease(g) in every arena            L2   (whenever no operation is under way)
+//!   span = min(lease(active), lease(allocated) + waiting)        L3
 //! ```
 //!
 //! From both follows Σ current ≤ peak: while every arena stays within its lease there is no new
@@ -17,6 +18,11 @@
 //! arenas are in one hand: the sum is taken, the peak raised if it is one, and leases are dealt out
 //! again ([`settle`]). An allocator with one arena just raises its lease. Peaks are exact, because
 //! the peak is only ever raised to a sum that was seen with every arena held.
+//!
+//! **What a hit moves.** What is allocated is active too, until it waits for other streams; so a
+//! hit moves three numbers (blocks, bytes, bytes asked for), and one comparison each with the span
+//! stands for both leases (L3: active ≤ lease(active) and active − waiting ≤ lease(allocated)).
+//! Everything else is worked out when it is read. 45 instructions a pair, of 138 before.
 
 use crate::core::classes::{GROUPS, Group};
 use crate::units::{Bytes, to_bytes};
@@ -36,6 +42,20 @@ pub(crate) enum Gauge {
 }
 
 pub(crate) const GAUGES: usize = 9;
+
+/// The gauges by column.
+const COLUMNS: [Gauge; GAUGES] = [
+    Gauge::Allocation,
+    Gauge::Segment,
+    Gauge::Active,
+    Gauge::InactiveSplit,
+    Gauge::AllocatedBytes,
+    Gauge::ReservedBytes,
+    Gauge::ActiveBytes,
+    Gauge::InactiveSplitBytes,
+    Gauge::RequestedBytes,
+];
+
 /// Rows of a lease: small group, large group, and both together.
 pub(crate) const ROWS: usize = 3;
 pub(crate) const ALL: usize = 2;
@@ -70,17 +90,39 @@ pub(crate) enum Entry {
     Split { count: i64, granules: i64 },
 }
 
+/// What one size group of one arena has now, and what ever came.
+#[derive(Debug, Clone, Copy, Default)]
+struct Side {
+    /// Active blocks, their bytes, and the bytes that were asked for.
+    active: [u64; 3],
+    active_came: [u64; 3],
+    /// Those of them that their users let go of: blocks and bytes.
+    waiting: [u64; 2],
+    /// Free pieces of partly used fixed segments, and their bytes.
+    pieces: [u64; 2],
+    pieces_came: [u64; 2],
+    /// Fixed segments, and reserved bytes.
+    segments: [u64; 2],
+    segments_came: [u64; 2],
+}
+
+/// Columns of [`Ledger::span`]: what a hit moves.
+const SPANS: usize = 5;
+
 /// The counters of one arena.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    current: [[u64; GAUGES]; GROUPS.len()],
-    /// What ever came, since the last reset.
-    risen: [[u64; GAUGES]; GROUPS.len()],
-    /// What was there without having risen: at the last reset, and by adoption from other arenas.
-    brought: [[i64; GAUGES]; GROUPS.len()],
-    pub(crate) lease: Table,
+    sides: [Side; GROUPS.len()],
+    /// By row: how far the active blocks, their bytes, the bytes asked for, the free pieces and
+    /// their bytes may rise within the leases (L3).
+    span: [[u64; SPANS]; ROWS],
     /// Whether this is the only arena, which may raise its lease by itself.
     pub(crate) sole: bool,
+    pub(crate) lease: Table,
+    /// What had come at the last reset of the totals.
+    came_before: [[u64; GAUGES]; GROUPS.len()],
+    /// What was there without having risen: at the last reset, and by adoption from other arenas.
+    brought: [[i64; GAUGES]; GROUPS.len()],
     /// Blocks and segments of at least the largest size that is split: `[blocks, segments]`.
     pub(crate) oversize: [Counter; 2],
 }
@@ -107,14 +149,45 @@ impl Counter {
     }
 }
 
+impl Side {
+    /// What a gauge shows now.
+    fn now(&self, column: usize) -> u64 {
+        match COLUMNS[column] {
+            Gauge::Allocation => self.active[0] - self.waiting[0],
+            Gauge::AllocatedBytes => self.active[1] - self.waiting[1],
+            Gauge::Active => self.active[0],
+            Gauge::ActiveBytes => self.active[1],
+            Gauge::RequestedBytes => self.active[2],
+            Gauge::InactiveSplit => self.pieces[0],
+            Gauge::InactiveSplitBytes => self.pieces[1],
+            Gauge::Segment => self.segments[0],
+            Gauge::ReservedBytes => self.segments[1],
+        }
+    }
+
+    /// What ever came: what is allocated becomes active with it.
+    fn came(&self, column: usize) -> u64 {
+        match COLUMNS[column] {
+            Gauge::Allocation | Gauge::Active => self.active_came[0],
+            Gauge::AllocatedBytes | Gauge::ActiveBytes => self.active_came[1],
+            Gauge::RequestedBytes => self.active_came[2],
+            Gauge::InactiveSplit => self.pieces_came[0],
+            Gauge::InactiveSplitBytes => self.pieces_came[1],
+            Gauge::Segment => self.segments_came[0],
+            Gauge::ReservedBytes => self.segments_came[1],
+        }
+    }
+}
+
 impl Ledger {
     pub(crate) fn new(sole: bool) -> Self {
         Self {
-            current: [[0; GAUGES]; 2],
-            risen: [[0; GAUGES]; 2],
-            brought: [[0; GAUGES]; 2],
-            lease: [[0; GAUGES]; ROWS],
+            sides: [Side::default(); 2],
+            span: [[0; SPANS]; ROWS],
             sole,
+            lease: [[0; GAUGES]; ROWS],
+            came_before: [[0; GAUGES]; 2],
+            brought: [[0; GAUGES]; 2],
             oversize: [Counter::default(); 2],
         }
     }
@@ -125,97 +198,135 @@ impl Ledger {
     #[inline(always)]
     pub(crate) fn apply(&mut self, group: Group, entry: Entry) {
         match entry {
-            Entry::Allocate { size, requested } => {
-                let bytes = to_bytes(size);
-                self.rise(group, Gauge::Allocation, 1);
-                self.rise(group, Gauge::Active, 1);
-                self.rise(group, Gauge::AllocatedBytes, bytes);
-                self.rise(group, Gauge::ActiveBytes, bytes);
-                self.rise(group, Gauge::RequestedBytes, requested);
-            }
+            Entry::Allocate { size, requested } => self.hand_out(group, size, requested),
             Entry::Free { size } => {
-                self.fall(group, Gauge::Allocation, 1);
-                self.fall(group, Gauge::AllocatedBytes, to_bytes(size));
+                let side = &mut self.sides[group as usize];
+                add(&mut side.waiting, [1, to_bytes(size)]);
+                self.respan();
             }
             Entry::Complete { size, requested } => {
-                self.fall(group, Gauge::Active, 1);
-                self.fall(group, Gauge::ActiveBytes, to_bytes(size));
-                self.fall(group, Gauge::RequestedBytes, requested);
+                let side = &mut self.sides[group as usize];
+                take(&mut side.waiting, [1, to_bytes(size)]);
+                take(&mut side.active, [1, to_bytes(size), requested]);
+                self.respan();
             }
             Entry::Return { size, requested } => {
-                let bytes = to_bytes(size);
-                self.fall(group, Gauge::Allocation, 1);
-                self.fall(group, Gauge::Active, 1);
-                self.fall(group, Gauge::AllocatedBytes, bytes);
-                self.fall(group, Gauge::ActiveBytes, bytes);
-                self.fall(group, Gauge::RequestedBytes, requested);
+                let side = &mut self.sides[group as usize];
+                take(&mut side.active, [1, to_bytes(size), requested]);
             }
-            Entry::Grow { size } => {
-                self.rise(group, Gauge::Segment, 1);
-                self.rise(group, Gauge::ReservedBytes, to_bytes(size));
-            }
+            Entry::Split { count, granules } => self.split(group, count, granules),
+            Entry::Grow { size } => self.book_segments(group, 1, size),
+            Entry::Map { size } => self.book_segments(group, 0, size),
             Entry::Release { size } => {
-                self.fall(group, Gauge::Segment, 1);
-                self.fall(group, Gauge::ReservedBytes, to_bytes(size));
+                take(&mut self.sides[group as usize].segments, [1, to_bytes(size)]);
             }
-            Entry::Map { size } => self.rise(group, Gauge::ReservedBytes, to_bytes(size)),
-            Entry::Unmap { size } => self.fall(group, Gauge::ReservedBytes, to_bytes(size)),
+            Entry::Unmap { size } => {
+                take(&mut self.sides[group as usize].segments, [0, to_bytes(size)]);
+            }
             Entry::Adopt { size } => {
-                self.bring(group, Gauge::Segment, 1);
-                self.bring(group, Gauge::ReservedBytes, to_bytes(size) as i64);
+                add(&mut self.sides[group as usize].segments, [1, to_bytes(size)]);
+                self.bring(group, 1, to_bytes(size) as i64);
             }
             Entry::Surrender { size } => {
-                self.bring(group, Gauge::Segment, -1);
-                self.bring(group, Gauge::ReservedBytes, -(to_bytes(size) as i64));
-            }
-            Entry::Split { count, granules } => {
-                self.shift(group, Gauge::InactiveSplit, count);
-                self.shift(group, Gauge::InactiveSplitBytes, granules * to_bytes(1) as i64);
+                take(&mut self.sides[group as usize].segments, [1, to_bytes(size)]);
+                self.bring(group, -1, -(to_bytes(size) as i64));
             }
         }
     }
 
-    #[inline]
-    fn rise(&mut self, group: Group, gauge: Gauge, amount: u64) {
-        let (row, column) = (group as usize, gauge as usize);
-        let now = self.current[row][column] + amount;
-        self.current[row][column] = now;
-        self.risen[row][column] += amount;
-        let all = now + self.current[1 - row][column];
-        if self.sole && (now > self.lease[row][column] || all > self.lease[ALL][column]) {
-            self.raise(row, column);
+    #[inline(always)]
+    fn hand_out(&mut self, group: Group, size: u32, requested: Bytes) {
+        let amounts = [1, to_bytes(size), requested];
+        let side = &mut self.sides[group as usize];
+        add(&mut side.active, amounts);
+        add(&mut side.active_came, amounts);
+        if self.sole && self.exceeds(group, [0; 3], [0; 2]) {
+            self.raise();
         }
+    }
+
+    #[inline(always)]
+    fn split(&mut self, group: Group, count: i64, granules: i64) {
+        let side = &mut self.sides[group as usize];
+        for (at, amount) in [count, granules * to_bytes(1) as i64].into_iter().enumerate() {
+            debug_assert!(side.pieces[at].checked_add_signed(amount).is_some(), "pieces below 0");
+            side.pieces[at] = side.pieces[at].wrapping_add_signed(amount);
+            side.pieces_came[at] += amount.max(0) as u64;
+        }
+        if self.sole && !self.has_room_for_pieces(group, [0; 2]) {
+            self.raise();
+        }
+    }
+
+    /// Segments came, or pages of them.
+    fn book_segments(&mut self, group: Group, count: u64, size: u32) {
+        let side = &mut self.sides[group as usize];
+        add(&mut side.segments, [count, to_bytes(size)]);
+        add(&mut side.segments_came, [count, to_bytes(size)]);
+        if self.sole {
+            self.raise();
+        }
+    }
+
+    /// Whether so many more active blocks and free pieces would leave the leases.
+    #[inline(always)]
+    fn exceeds(&self, group: Group, active: [u64; 3], pieces: [u64; 2]) -> bool {
+        let (row, other) = (group as usize, 1 - group as usize);
+        let (side, sibling) = (&self.sides[row], &self.sides[other]);
+        // All at once, without a branch for each: hardly ever is one beyond its lease.
+        let mut beyond = false;
+        for (at, more) in active.into_iter().enumerate() {
+            let now = side.active[at] + more;
+            beyond |= now > self.span[row][at];
+            beyond |= now + sibling.active[at] > self.span[ALL][at];
+        }
+        beyond | (pieces != [0; 2] && !self.has_room_for_pieces(group, pieces))
+    }
+
+    #[inline(always)]
+    fn has_room_for_pieces(&self, group: Group, pieces: [u64; 2]) -> bool {
+        let (row, other) = (group as usize, 1 - group as usize);
+        let (side, sibling) = (&self.sides[row], &self.sides[other]);
+        let mut within = true;
+        for (at, more) in pieces.into_iter().enumerate() {
+            let now = side.pieces[at] + more;
+            within &= now <= self.span[row][3 + at];
+            within &= now + sibling.pieces[at] <= self.span[ALL][3 + at];
+        }
+        within
     }
 
     /// The only arena has a new peak.
     #[cold]
-    fn raise(&mut self, row: usize, column: usize) {
-        for row in [row, ALL] {
-            self.lease[row][column] = self.lease[row][column].max(self.now(row, column));
+    fn raise(&mut self) {
+        for row in 0..ROWS {
+            for column in 0..GAUGES {
+                self.lease[row][column] = self.lease[row][column].max(self.now(row, column));
+            }
         }
+        self.respan();
     }
 
-    #[inline]
-    fn fall(&mut self, group: Group, gauge: Gauge, amount: u64) {
-        let current = &mut self.current[group as usize][gauge as usize];
-        debug_assert!(*current >= amount, "{gauge:?} of {group:?} would fall below zero");
-        *current -= amount;
+    /// The leases changed, or what waits did (L3).
+    fn respan(&mut self) {
+        let [small, large] = self.sides.map(|side| side.waiting);
+        let waiting = [small, large, [small[0] + large[0], small[1] + large[1]]];
+        for (row, (lease, waiting)) in self.lease.iter().zip(waiting).enumerate() {
+            let lease = |gauge: Gauge| lease[gauge as usize];
+            self.span[row] = [
+                lease(Gauge::Active).min(lease(Gauge::Allocation) + waiting[0]),
+                lease(Gauge::ActiveBytes).min(lease(Gauge::AllocatedBytes) + waiting[1]),
+                lease(Gauge::RequestedBytes),
+                lease(Gauge::InactiveSplit),
+                lease(Gauge::InactiveSplitBytes),
+            ];
+        }
     }
 
     /// Moves between arenas: neither rises nor falls in the lifetime totals.
-    fn bring(&mut self, group: Group, gauge: Gauge, amount: i64) {
-        let (row, column) = (group as usize, gauge as usize);
-        self.current[row][column] = self.current[row][column].wrapping_add_signed(amount);
-        self.brought[row][column] += amount;
-    }
-
-    #[inline]
-    fn shift(&mut self, group: Group, gauge: Gauge, amount: i64) {
-        if amount >= 0 {
-            self.rise(group, gauge, amount as u64);
-        } else {
-            self.fall(group, gauge, amount.unsigned_abs());
-        }
+    fn bring(&mut self, group: Group, count: i64, bytes: i64) {
+        self.brought[group as usize][Gauge::Segment as usize] += count;
+        self.brought[group as usize][Gauge::ReservedBytes as usize] += bytes;
     }
 
     /// Whether an allocation of `size` granules, which leaves so many more free pieces and granules
@@ -228,55 +339,36 @@ impl Ledger {
         requested: Bytes,
         pieces: (u64, u32),
     ) -> bool {
-        if self.sole {
-            return true;
-        }
-        let bytes = to_bytes(size);
-        let amounts = [
-            (Gauge::Allocation, 1),
-            (Gauge::Active, 1),
-            (Gauge::AllocatedBytes, bytes),
-            (Gauge::ActiveBytes, bytes),
-            (Gauge::RequestedBytes, requested),
-            (Gauge::InactiveSplit, pieces.0),
-            (Gauge::InactiveSplitBytes, to_bytes(pieces.1)),
-        ];
-        let (row, other) = (group as usize, 1 - group as usize);
-        // All at once, without a branch for each: hardly ever is one beyond its lease.
-        amounts.into_iter().fold(true, |within, (gauge, amount)| {
-            let column = gauge as usize;
-            let now = self.current[row][column] + amount;
-            within
-                & (now <= self.lease[row][column])
-                & (now + self.current[other][column] <= self.lease[ALL][column])
-        })
+        let active = [1, to_bytes(size), requested];
+        self.sole || !self.exceeds(group, active, [pieces.0, to_bytes(pieces.1)])
     }
 
-    /// Whether the gauges that a free can raise are within their leases (L2).
+    /// Whether the gauges that a free of `group` can raise are within their leases (L2).
     #[inline]
-    pub(crate) fn splits_are_within_lease(&self) -> bool {
-        self.sole
-            || [Gauge::InactiveSplit as usize, Gauge::InactiveSplitBytes as usize].iter().all(
-                |&column| (0..ROWS).all(|row| self.now(row, column) <= self.lease[row][column]),
-            )
+    pub(crate) fn splits_are_within_lease(&self, group: Group) -> bool {
+        self.sole || self.has_room_for_pieces(group, [0; 2])
+    }
+
+    /// As [`splits_are_within_lease`](Self::splits_are_within_lease), of both groups.
+    pub(crate) fn splits_are_within_leases(&self) -> bool {
+        GROUPS.into_iter().all(|group| self.splits_are_within_lease(group))
     }
 
     /// What a gauge shows now; `row` may be [`ALL`].
-    #[inline]
     pub(crate) fn now(&self, row: usize, column: usize) -> u64 {
         match row {
-            ALL => self.current[0][column] + self.current[1][column],
-            row => self.current[row][column],
+            ALL => self.sides[0].now(column) + self.sides[1].now(column),
+            row => self.sides[row].now(column),
         }
     }
 
     /// What ever came, and what ever left, since the last reset.
     pub(crate) fn moved(&self, row: usize, column: usize) -> (u64, u64) {
         let of = |row: usize| {
-            let risen = self.risen[row][column];
+            let risen = self.sides[row].came(column) - self.came_before[row][column];
             // Everything that came, or was brought, and is not there has left.
             let came = risen.wrapping_add_signed(self.brought[row][column]);
-            (risen, came.wrapping_sub(self.current[row][column]))
+            (risen, came.wrapping_sub(self.sides[row].now(column)))
         };
         match row {
             ALL => (of(0).0 + of(1).0, of(0).1 + of(1).1),
@@ -286,8 +378,12 @@ impl Ledger {
 
     /// Starts the lifetime totals anew.
     pub(crate) fn reset_accumulated(&mut self) {
-        self.brought = self.current.map(|row| row.map(|now| now as i64));
-        self.risen = [[0; GAUGES]; 2];
+        for (row, side) in self.sides.iter().enumerate() {
+            for column in 0..GAUGES {
+                self.came_before[row][column] = side.came(column);
+                self.brought[row][column] = side.now(column) as i64;
+            }
+        }
         for counter in &mut self.oversize {
             (counter.risen, counter.fallen) = (0, 0);
         }
@@ -295,6 +391,21 @@ impl Ledger {
 
     pub(crate) fn bytes(&self, gauge: Gauge) -> Bytes {
         self.now(ALL, gauge as usize)
+    }
+}
+
+#[inline(always)]
+fn add<const N: usize>(counters: &mut [u64; N], amounts: [u64; N]) {
+    for (counter, amount) in counters.iter_mut().zip(amounts) {
+        *counter += amount;
+    }
+}
+
+#[inline(always)]
+fn take<const N: usize>(counters: &mut [u64; N], amounts: [u64; N]) {
+    for (counter, amount) in counters.iter_mut().zip(amounts) {
+        debug_assert!(*counter >= amount, "a counter would fall below zero");
+        *counter -= amount;
     }
 }
 
@@ -318,6 +429,7 @@ pub(crate) fn settle(ledgers: &mut [&mut Ledger], spare: &mut Spare) {
             }
         }
     }
+    ledgers.iter_mut().for_each(|ledger| ledger.respan());
 }
 
 /// Raises one peak if the sum asks for it, and gives each arena what it has plus a share of the
@@ -358,6 +470,7 @@ pub(crate) fn reset_peaks(ledgers: &mut [&mut Ledger], spare: &mut Spare) {
         for counter in &mut ledger.oversize {
             counter.peak = counter.current;
         }
+        ledger.respan();
     }
 }
 

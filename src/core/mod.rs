@@ -14,6 +14,7 @@
 //! | `ledger`    | one `apply(entry)` moves every counter; leased peaks |
 //! | `fit`       | which free block serves a request, and how much of it |
 //! | `arena`     | one stream's part of the state; the hot path |
+//! | `hit`       | what a hit does, line by line |
 //! | `warm`      | the front cache: small blocks by their exact size |
 //! | `lifetime`  | which streams still use a freed block; when a free completes |
 //! | `harvest`   | events: recording, polling, waiting |
@@ -39,6 +40,7 @@ pub(crate) mod expand;
 pub(crate) mod fit;
 pub(crate) mod harvest;
 pub(crate) mod headroom;
+pub(crate) mod hit;
 pub(crate) mod ladder;
 pub(crate) mod ledger;
 pub(crate) mod lifetime;

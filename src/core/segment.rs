@@ -25,6 +25,7 @@
 use slab::Slab;
 
 use crate::core::block::{Block, State};
+use crate::ds::records::Records;
 use crate::id::{BlockId, SegmentId};
 
 /// One backend allocation, or one range of addresses.
@@ -83,7 +84,7 @@ impl<M> Segment<M> {
 /// that allocate in the same order get the same blocks whatever addresses the driver hands out.
 #[inline]
 pub(crate) fn is_older<M>(
-    blocks: &Slab<Block>,
+    blocks: &Records<Block>,
     segments: &Slab<Segment<M>>,
     a: BlockId,
     b: BlockId,
@@ -98,7 +99,7 @@ pub(crate) fn is_older<M>(
 /// Cuts `size` granules off the front of a block that is in no bin; the rest becomes a new block of
 /// state `rest`, also in no bin. Returns the rest.
 #[inline]
-pub(crate) fn split(blocks: &mut Slab<Block>, id: BlockId, size: u32, rest: State) -> BlockId {
+pub(crate) fn split(blocks: &mut Records<Block>, id: BlockId, size: u32, rest: State) -> BlockId {
     let front = &mut blocks[id.index()];
     debug_assert!(0 < size && size < front.size, "a split leaves two blocks");
     let back = Block {
@@ -123,11 +124,11 @@ pub(crate) fn split(blocks: &mut Slab<Block>, id: BlockId, size: u32, rest: Stat
 
 /// Merges `id` with its next neighbour, which is in no bin and ends to exist.
 #[inline]
-pub(crate) fn merge_next(blocks: &mut Slab<Block>, id: BlockId) {
+pub(crate) fn merge_next(blocks: &mut Records<Block>, id: BlockId) {
     let gone_id = blocks[id.index()].next;
     // Read in place: a record that is moved out whole is copied right behind its last writes.
     let Block { offset, size, next, tick, .. } = blocks[gone_id.index()];
-    blocks.remove(gone_id.index());
+    vacate(blocks, gone_id);
     let block = &mut blocks[id.index()];
     debug_assert_eq!(block.end(), offset, "I1: neighbours touch");
     block.size += size;
@@ -136,4 +137,11 @@ pub(crate) fn merge_next(blocks: &mut Slab<Block>, id: BlockId) {
     if !next.is_none() {
         blocks[next.index()].prev = id;
     }
+}
+
+/// The record of a block that ends to exist may be used again; its id is stale.
+#[inline]
+pub(crate) fn vacate(blocks: &mut Records<Block>, id: BlockId) {
+    blocks[id.index()].state = State::Vacant;
+    blocks.vacate(id.index());
 }

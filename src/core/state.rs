@@ -32,7 +32,7 @@ use crate::core::lifetime::{Clock, Recorded};
 use crate::core::miss::Miss;
 use crate::core::owners::Owner;
 use crate::core::pool::{Pool, Traits};
-use crate::core::segment::{Idle, Segment};
+use crate::core::segment::{Idle, Segment, vacate};
 use crate::core::step::{Growth, Step};
 use crate::id::{ArenaId, BlockId, OwnerId, PoolId, SegmentId};
 use crate::units::{Bytes, to_bytes, to_granules};
@@ -341,7 +341,7 @@ impl<M, E: Clone> World<'_, M, E> {
         let (group, owner) = (arena.pools[pool].group, arena.pools[pool].owner);
         arena.pools[pool].unlink_idle(&mut arena.segments, id);
         arena.pools[pool].free.remove(&mut arena.blocks, first);
-        arena.blocks.remove(first.index());
+        vacate(&mut arena.blocks, first);
         let memory = arena.segments.remove(id.index()).memory;
         arena.ledger.apply(group, Entry::Release { size });
         if config.max_split_size.is_some_and(|max| to_bytes(size) >= max) {
@@ -361,9 +361,9 @@ impl<M, E: Clone> World<'_, M, E> {
         source.pools[pool_index].unlink_idle(&mut source.segments, id);
         let first = source.segments[id.index()].first;
         source.pools[pool_index].free.remove(&mut source.blocks, first);
-        let tick_spent = source.blocks.remove(first.index());
+        let size = source.blocks[first.index()].size;
+        vacate(&mut source.blocks, first);
         let mut segment = source.segments.remove(id.index());
-        let size = tick_spent.size;
         source.ledger.apply(group, Entry::Surrender { size });
         let oversize = config.max_split_size.is_some_and(|max| to_bytes(size) >= max);
         source.ledger.oversize[1].current -= u64::from(oversize);
@@ -379,10 +379,14 @@ impl<M, E: Clone> World<'_, M, E> {
         // The new owner was made to wait for the old one's work, so its own open tick covers that
         // too.
         let block = Block {
+            offset: 0,
+            size,
+            prev: BlockId::NONE,
+            next: BlockId::NONE,
             segment: new_id,
+            serial: 0,
             tick: target.open,
             state: State::Free(Links::NONE),
-            ..tick_spent
         };
         let block = BlockId::from_index(target.blocks.insert(block));
         segment.first = block;

@@ -199,6 +199,7 @@ fn count_block<M>(arena: &Arena<M>, segment: &Segment<M>, block: &Block, walk: &
             return;
         }
         State::Warm => panic!("F2 is broken: a block is warm"),
+        State::Vacant => panic!("I1 is broken: a vacant record in a segment"),
         State::Unmapped | State::Claimed { .. } => return,
     };
     let mut add = |gauge: Gauge, amount: u64| walk.gauges[gauge as usize] += amount;

@@ -41,7 +41,7 @@ pub(crate) fn collect<M, E: Clone>(
 ) -> Vec<Holder> {
     let mut sums: BTreeMap<_, (Bytes, u64)> = BTreeMap::new();
     for arena in &world.arenas {
-        for (_, block) in &arena.blocks {
+        for block in arena.blocks.iter() {
             if let State::Allocated(holder) = &block.state {
                 let place = holder.location;
                 let sum = sums.entry((place.file(), place.line(), holder.tag)).or_default();

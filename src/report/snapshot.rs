@@ -136,7 +136,7 @@ fn block_snapshot<M>(
         State::Pending { side, .. } => {
             (BlockState::Pending, Some(&arena.waiting[side.index()].holder))
         }
-        State::Free(_) | State::Warm | State::Unmapped => (BlockState::Free, None),
+        State::Free(_) | State::Warm | State::Unmapped | State::Vacant => (BlockState::Free, None),
         State::Claimed { .. } => (BlockState::Growing, None),
     };
     BlockSnapshot {

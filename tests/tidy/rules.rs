@@ -63,10 +63,16 @@ const IMPURE_NAMES: &[&str] = &[
 /// Modules of the standard library that the deterministic modules must do without.
 const IMPURE_STD: &[&str] = &["sync", "thread", "env", "fs", "io", "net", "process"];
 
-/// Where `unsafe` may stand in `src`: system calls, driver calls, C symbols, and typed views of
-/// memory that the host can see.
-const UNSAFE_PLACES: &[&str] =
-    &["src/backend/host", "src/backend/cuda", "src/backend/wgpu", "src/ffi", "src/vec"];
+/// Where `unsafe` may stand in `src`: system calls, driver calls, C symbols, typed views of memory
+/// that the host can see, and what keeps a stream's state alive without a count of its own.
+const UNSAFE_PLACES: &[&str] = &[
+    "src/allocator/held",
+    "src/backend/host",
+    "src/backend/cuda",
+    "src/backend/wgpu",
+    "src/ffi",
+    "src/vec",
+];
 
 /// First components of paths that mean the same on every machine.
 const SYSTEM_ROOTS: &[&str] = &["bin", "dev", "etc", "lib", "opt", "proc", "sys", "usr"];

@@ -41,7 +41,7 @@ fn agrees_with_a_sorted_set_on_seeded_programs() {
             state ^= state << 17;
             (state >> 32) as u32 % bound
         };
-        let (mut blocks, mut bins) = (Slab::new(), Bins::new());
+        let (mut blocks, mut bins) = (Records::new(), Bins::new());
         let mut naive = std::collections::BTreeSet::new();
         for step in 0..400 {
             if next(3) > 0 || naive.is_empty() {
@@ -59,7 +59,7 @@ fn agrees_with_a_sorted_set_on_seeded_programs() {
                 let gone = *naive.iter().nth(nth).expect("in range");
                 naive.remove(&gone);
                 bins.remove(&mut blocks, gone.2);
-                blocks.remove(gone.2.index());
+                blocks.vacate(gone.2.index());
             }
             assert_eq!(bins.verify(&blocks), naive.len(), "seed {seed}");
             let smallest = bins.best_fit(&blocks, 0);

@@ -1,0 +1,242 @@
+//! A hit, line by line: [`Arena::take_plain`] and [`Arena::free`].
+//!
+//! ```text
+//!  take:  one of the size that is warm ─ or best fit in the pool's bins ─▶ cut ─▶ Allocated
+//!                                        no fit: Miss (the ladder)
+//!  free:  Allocated ─▶ small: Warm ─ large: merge with free neighbours ─▶ Free
+//!                                        used by other streams: Pending
+//! ```
+//!
+//! Most programs configure nothing that looks at more than sizes, and most requests say nothing but
+//! a size. For those the path is written out here; whatever has rules goes the long way, which is
+//! built from the same pieces (`fit`, `carve`, `suspend`, `vacate`).
+//!
+//! **Budget.** Instructions of one pair of [`Allocator::allocate`] and drop, on one stream, by the
+//! file in which they stand (x86-64, release build, counted by callgrind: repeatable to one):
+//!
+//! | file                            | warm, 64 KiB | cut and merged, 4 MiB | whole segment |
+//! |---------------------------------|--------------|-----------------------|---------------|
+//! | `hit`                           |           40 |                   116 |           104 |
+//! | `warm`                          |           56 |                       |               |
+//! | `bins`, `bitmap`                |              |                   179 |            97 |
+//! | `arena`, `segment`, `pool`      |           27 |                   165 |           119 |
+//! | `ledger`                        |           47 |                   106 |           106 |
+//! | records: bounds, insert, vacate |           34 |                   153 |           105 |
+//! | `id`                            |           23 |                    28 |            25 |
+//! | the shell, locks, results       |          163 |                   231 |           198 |
+//! | in all                          |          390 |                   978 |           754 |
+//! | ns a pair                       |           22 |                    60 |            44 |
+//!
+//! [`Allocator::allocate`]: crate::Allocator::allocate
+//!
+//! No allocation of node memory: records come from vectors that only grow. O(1).
+
+use std::panic::Location;
+
+use crate::config::Config;
+use crate::core::arena::{Arena, Freed, Grant, Take, Want};
+use crate::core::block::{Block, Holder, Links, State};
+use crate::core::classes::Group;
+use crate::core::ledger::Entry;
+use crate::core::segment::split;
+use crate::id::{AllocationId, BlockId, SideId, Tag};
+use crate::units::{Bytes, to_bytes, to_granules};
+
+/// Blocks of at most so small a part of the largest small one may wait in the front cache.
+const WARM_PARTS: Bytes = 8;
+
+/// What of the configuration a hit looks at, worked out once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// Bytes: up to here a request that says nothing but a size is plain; 0 if none is.
+    plain_max: Bytes,
+    /// Granules: the largest block of the small group.
+    small_max: u32,
+    /// No option is set that looks at more than the size of what is freed.
+    frees_plainly: bool,
+    /// Granules: the largest block that may be kept warm, or 0.
+    warm_max: u32,
+    /// Granules: the smallest remainder that is cut off, by group.
+    remainders: [u32; 2],
+}
+
+impl Terms {
+    pub(crate) fn of(config: &Config, segment_max: Bytes) -> Self {
+        let frees_plainly = config.max_split_size.is_none() && !config.expandable_segments;
+        let rounds = config.roundup_power2_divisions.iter().any(|&divisions| divisions > 1);
+        let is_plain = frees_plainly && !rounds && !config.harvest_every_allocate;
+        let warm_max = if config.front_cache { config.small_max / WARM_PARTS } else { 0 };
+        Self {
+            plain_max: if is_plain { segment_max } else { 0 },
+            small_max: to_granules(config.small_max),
+            frees_plainly,
+            warm_max: to_granules(warm_max),
+            remainders: [config.split_remainder_small, config.split_remainder_large]
+                .map(to_granules),
+        }
+    }
+
+    /// The request for `size` bytes, if that is plain.
+    #[inline(always)]
+    pub(crate) fn plain(&self, size: Bytes, location: &'static Location<'static>) -> Option<Plain> {
+        // 0 is not plain: it wraps round.
+        if size.wrapping_sub(1) >= self.plain_max {
+            return None;
+        }
+        let granules = to_granules(size);
+        let group = if granules <= self.small_max { Group::Small } else { Group::Large };
+        Some(Plain { size: granules, group, requested: size, location })
+    }
+}
+
+/// A request to the default pools that says nothing but a size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plain {
+    /// Granules.
+    size: u32,
+    group: Group,
+    requested: Bytes,
+    location: &'static Location<'static>,
+}
+
+impl Plain {
+    #[inline(always)]
+    fn holder(self) -> Holder {
+        let Self { requested, location, .. } = self;
+        Holder { requested, location, tag: Tag::default(), uses: SideId::NONE }
+    }
+}
+
+impl<M> Arena<M> {
+    /// A block out of this arena's own default pools; anything but a grant says that nothing has
+    /// changed and [`take`](Self::take) knows more. O(1).
+    #[inline(always)]
+    pub(crate) fn take_plain(&mut self, plain: Plain, config: &Config) -> Option<Grant> {
+        let Plain { size, group, requested, .. } = plain;
+        let at = group as usize;
+        if self.lost {
+            return None;
+        }
+        if size <= self.terms.warm_max
+            && let Some(id) = self.warm.take(at, size)
+        {
+            return self.take_warm(at, id, group, plain.holder());
+        }
+        let pool = &mut self.pools[at];
+        let id = pool.free.best_fit(&self.blocks, size)?;
+        let Block { size: whole, segment: segment_id, .. } = self.blocks[id.index()];
+        let segment = &mut self.segments[segment_id.index()];
+        let is_whole = whole == segment.size;
+        if is_whole && whole / 2 >= size && !pool.free.is_single() {
+            return None;
+        }
+        let rest = whole - size;
+        let rest = if rest >= self.terms.remainders[at] { rest } else { 0 };
+        // A part of a segment counts as a free piece already; a whole segment does not.
+        let more = if is_whole { (u64::from(rest > 0), rest) } else { (0, 0) };
+        if !self.ledger.admits(group, whole - rest, requested, more) {
+            return None;
+        }
+        segment.busy += 1;
+        let base = segment.base;
+        pool.free.remove(&mut self.blocks, id);
+        if is_whole {
+            pool.unlink_idle(&mut self.segments, segment_id);
+        }
+        if rest > 0 {
+            let back = split(&mut self.blocks, id, whole - rest, State::Free(Links::NONE));
+            pool.free.insert(&mut self.blocks, &self.segments, back, config.tie_walk);
+        }
+        let count = i64::from(rest > 0) - i64::from(!is_whole);
+        let granules = i64::from(rest) - if is_whole { 0 } else { i64::from(whole) };
+        self.ledger.apply(group, Entry::Split { count, granules });
+        Some(self.grant(id, base, group, plain.holder()))
+    }
+
+    /// A block for `want` out of this arena's own pool, if one fits. O(1), but for what has rules
+    /// (see `fit`).
+    pub(crate) fn take(&mut self, want: &Want, config: &Config) -> Take {
+        let Some(pool) = self.pool_of(want.owner, want.group) else { return Take::Miss };
+        self.pools[pool].searches += 1;
+        let may_be_warm = want.align <= 1 && want.avoid.is_empty() && !self.lost;
+        if may_be_warm && let Some(id) = self.warm.take(pool, want.size) {
+            let Some(grant) = self.take_warm(pool, id, want.group, want.holder(SideId::NONE))
+            else {
+                return Take::Unleased;
+            };
+            if config.max_split_size.is_some_and(|max| grant.size >= max) {
+                self.ledger.oversize[0].rise(1);
+            }
+            return Take::Granted(grant);
+        }
+        if let Some(id) = self.fit(pool, want, config).filter(|_| !self.lost) {
+            return self.take_free(id, want, config);
+        }
+        if self.warm.is_empty() { Take::Miss } else { self.take_merged(pool, want, config) }
+    }
+
+    /// The last look before a miss: what is warm may fit when it has merged.
+    #[cold]
+    #[inline(never)]
+    fn take_merged(&mut self, pool: usize, want: &Want, config: &Config) -> Take {
+        self.settle_warm(config);
+        if !self.ledger.splits_are_within_leases() {
+            return Take::Unleased;
+        }
+        match self.fit(pool, want, config).filter(|_| !self.lost) {
+            Some(id) => self.take_free(id, want, config),
+            None => Take::Miss,
+        }
+    }
+
+    /// Takes (part of) a free block, if the peaks allow it.
+    fn take_free(&mut self, id: BlockId, want: &Want, config: &Config) -> Take {
+        let cut = self.cut_size(id, want, config);
+        if !self.ledger.sole && !self.is_leased(id, cut, want) {
+            return Take::Unleased;
+        }
+        Take::Granted(self.carve_cut(id, cut, want, SideId::NONE, config))
+    }
+
+    /// The user lets go of a block; `None` if the id is stale, and nothing has changed. O(1).
+    #[inline(always)]
+    pub(crate) fn free(&mut self, id: AllocationId, config: &Config) -> Option<Freed> {
+        let (id, holder) = self.live(id)?;
+        let (requested, is_used) = (holder.requested, !holder.uses.is_none());
+        if is_used || !self.terms.frees_plainly {
+            return Some(self.free_by_rules(id, requested, config));
+        }
+        let open = self.open;
+        let block = &mut self.blocks[id.index()];
+        block.tick = open;
+        let size = block.size;
+        let entry = Entry::Return { size, requested };
+        if size <= self.terms.warm_max {
+            return Some(self.keep_warm(id, entry, config));
+        }
+        Some(self.vacate(id, entry, config))
+    }
+
+    /// The long way of [`free`](Self::free).
+    #[cold]
+    #[inline(never)]
+    fn free_by_rules(&mut self, id: BlockId, requested: Bytes, config: &Config) -> Freed {
+        let block = &mut self.blocks[id.index()];
+        block.tick = self.open;
+        let size = block.size;
+        if config.max_split_size.is_some_and(|max| to_bytes(size) >= max) {
+            self.ledger.oversize[0].fall(1);
+        }
+        let State::Allocated(holder) = &block.state else {
+            panic!("B1 is broken: a block that its user frees is {:?}", block.state);
+        };
+        if !holder.uses.is_none() {
+            return self.suspend(id, config);
+        }
+        let entry = Entry::Return { size, requested };
+        if size <= self.terms.warm_max {
+            return self.keep_warm(id, entry, config);
+        }
+        self.vacate(id, entry, config)
+    }
+}
