@@ -150,6 +150,15 @@ impl fmt::Display for LimitError {
 
 impl std::error::Error for LimitError {}
 
+impl RawAllocation {
+    #[inline]
+    pub(super) fn new(grant: Grant, requested: Bytes) -> Self {
+        let Grant { id, offset, address, .. } = grant;
+        let address = (address != 0).then_some(address);
+        Self { id, address, offset, size: requested }
+    }
+}
+
 impl<B: Backend> Allocation<B> {
     #[inline]
     pub(super) fn new(held: Held<B>, grant: Grant, requested: Bytes) -> Self {
@@ -244,18 +253,19 @@ impl<B: Backend> Allocation<B> {
 
     /// Gives up ownership: the memory lives until [`Allocator::free_raw`] or `free_address`.
     pub fn into_raw(self) -> RawAllocation {
-        let raw = RawAllocation {
-            id: self.grant.id,
-            address: self.address(),
-            offset: self.grant.offset,
-            size: self.requested,
-        };
-        // Before the address is known: a free by it must not find the block still owned.
+        let raw = RawAllocation::new(self.grant, self.requested);
         if raw.id != AllocationId::EMPTY {
-            self.held.cell().lock().arena.disown(raw.id);
-        }
-        if let Some((address, shared)) = raw.address.zip(self.held.cell().shared.upgrade()) {
-            shared.addresses().insert(address, raw.id);
+            let shared = self.held.cell().shared.upgrade();
+            let mut inside = self.held.cell().lock();
+            inside.arena.disown(raw.id);
+            if let Some((address, shared)) = raw.address.zip(shared.as_ref())
+                && shared.addresses.are_kept()
+            {
+                shared.addresses.enter(address, raw.id);
+            }
+            // The last allocator may go with this, and takes locks then.
+            drop(inside);
+            drop(shared);
         }
         let mut this = self;
         this.grant.id = AllocationId::EMPTY;
@@ -307,6 +317,7 @@ impl<B: Backend> fmt::Debug for Request<'_, B> {
 }
 
 impl<'a, B: Backend> Request<'a, B> {
+    #[inline]
     pub(super) fn new(allocator: &'a Allocator<B>, size: Bytes) -> Self {
         Self { allocator, stream: None, ask: Ask::new(size), avoid: Vec::new(), location: None }
     }
@@ -409,8 +420,22 @@ impl<'a, B: Backend> Request<'a, B> {
     /// # Panics
     /// As [`allocate`](Self::allocate).
     #[track_caller]
+    #[inline]
     pub fn allocate_raw(self) -> Result<RawAllocation, AllocError> {
-        self.allocate().map(Allocation::into_raw)
+        if !self.is_plain() {
+            return self.allocate().map(Allocation::into_raw);
+        }
+        let shared = &self.allocator.shared;
+        let cell = self.stream.map_or(&shared.default_cell, |stream| shared.cell_of(stream));
+        shared.allocate_plain_raw(cell, self.ask.size, Location::caller())
+    }
+
+    /// Whether nothing but a size and a stream is said.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        let Ask { align, tag, owner, .. } = self.ask;
+        let has_words = tag != Tag::default() || owner.is_some() || self.location.is_some();
+        align <= 1 && !has_words && self.avoid.is_empty()
     }
 }
 

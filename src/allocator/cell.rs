@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
+use crate::allocator::addresses::Addresses;
 use crate::allocator::held::Inside;
 use crate::allocator::places::Places;
 use crate::allocator::shared::Shared;
@@ -119,10 +120,14 @@ impl<B: Backend> Cell<B> {
     /// Frees a block that has no owner; `false` if the id is stale, or an [`Allocation`] owns it.
     ///
     /// [`Allocation`]: crate::allocator::Allocation
-    pub(super) fn free_unowned(&self, id: AllocationId) -> bool {
+    pub(super) fn free_unowned(&self, id: AllocationId, addresses: &Addresses) -> bool {
         let mut inside = self.lock();
         if !inside.arena.is_unowned(id) {
             return false;
+        }
+        if addresses.are_kept() {
+            let address = inside.arena.address_of(id);
+            address.iter().for_each(|&address| addresses.forget(address));
         }
         let freed = inside.arena.free(id, &self.config);
         drop(inside);

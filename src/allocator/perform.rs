@@ -71,7 +71,7 @@ impl<B: Backend> Shared<B> {
             };
             if let Some((arena, grant)) = grant {
                 self.purge_for(miss.arena);
-                let cell = self.cell(arena).expect("an arena that granted has its cell");
+                let cell = self.cells.get(arena).expect("an arena that granted has its cell");
                 let held = cell.lock().hold();
                 return Ok(Allocation::new(held, grant, want.requested));
             }

@@ -2,21 +2,20 @@
 //!
 //! Lock order: global, then arenas in order of registration. Nothing else is locked inside.
 
-use std::collections::HashMap;
 use std::panic::Location;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError};
+use crate::allocator::addresses::Addresses;
+use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError, RawAllocation};
 use crate::allocator::cell::{Cell, Memory};
 use crate::allocator::held::Inside;
 use crate::allocator::places::Places;
 use crate::allocator::pools::Routes;
 use crate::allocator::pressure::Callbacks;
+use crate::allocator::roster::Roster;
 use crate::allocator::streams::Streams;
-use crate::allocator::sync::{
-    self, AtomicBool, Condvar, FastGuard, Mutex, MutexGuard, Ordering, RwLock,
-};
+use crate::allocator::sync::{self, AtomicBool, Condvar, FastGuard, Mutex, MutexGuard, Ordering};
 use crate::allocator::tags::Tags;
 use crate::backend::{Backend, Lost};
 use crate::config::Config;
@@ -28,7 +27,7 @@ use crate::core::ledger::Gauge;
 use crate::core::state::{Device, Global, World};
 use crate::core::step::{Failure, Step};
 use crate::core::trim::Trim;
-use crate::id::{AllocationId, ArenaId, OwnerId};
+use crate::id::{ArenaId, OwnerId};
 use crate::report::holders;
 use crate::report::oom::{OomCause, OomReport};
 use crate::units::{Bytes, GRANULE, REQUEST_MAX, SEGMENT_MAX, align_down, to_granules};
@@ -48,7 +47,7 @@ pub(crate) struct Shared<B: Backend> {
     align_max: Bytes,
     pub(super) default_cell: Arc<Cell<B>>,
     /// All cells, in order of registration; grows only, under the global lock.
-    pub(super) cells: RwLock<Vec<Arc<Cell<B>>>>,
+    pub(super) cells: Roster<B>,
     global: Mutex<Global<Event<B>>>,
     /// Signalled when a growth or a release has ended.
     pub(super) progress: Condvar,
@@ -61,7 +60,7 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) lost: Mutex<Option<Lost>>,
     /// Blocks wait for other streams (only looked at with `harvest_every_allocate`).
     pub(super) waits: AtomicBool,
-    addresses: Mutex<HashMap<u64, AllocationId>>,
+    pub(super) addresses: Addresses,
 }
 
 /// The limits as the user set them.
@@ -101,9 +100,11 @@ impl<B: Backend> Shared<B> {
             let cell = Cell::new(ArenaId(0), &places, &backend, &config, terms, weak.clone());
             let mut global = Global::new(user.effective(device.total));
             global.clocks.push(crate::core::lifetime::Clock::new());
+            let cells = Roster::new();
+            cells.push(Arc::clone(&cell));
             Self {
-                default_cell: Arc::clone(&cell),
-                cells: RwLock::new(vec![cell]),
+                default_cell: cell,
+                cells,
                 global: Mutex::new(global),
                 progress: Condvar::new(),
                 streams: Streams::new(stream),
@@ -114,7 +115,7 @@ impl<B: Backend> Shared<B> {
                 limits: Mutex::new(user),
                 lost: Mutex::new(None),
                 waits: AtomicBool::new(false),
-                addresses: Mutex::new(HashMap::new()),
+                addresses: Addresses::new(),
                 align_max: limits.alignment,
                 terms,
                 backend,
@@ -127,8 +128,7 @@ impl<B: Backend> Shared<B> {
     /// Runs `decide` with everything in one hand; then the books are settled.
     pub(super) fn world<R>(&self, decide: impl FnOnce(&mut WorldOf<'_, B>) -> R) -> R {
         let mut global = self.lock_global();
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        let mut insides: Vec<_> = cells.iter().map(|cell| cell.lock()).collect();
+        let mut insides: Vec<_> = self.cells.iter().map(|cell| cell.lock()).collect();
         let merged = |merged, inside: &mut FastGuard<'_, Inside<B>>| {
             inside.arena.settle_warm(&self.config) | merged
         };
@@ -163,28 +163,11 @@ impl<B: Backend> Shared<B> {
 
     /// Whether an invariant broke: then nothing in here can be trusted, and drops do nothing.
     pub(super) fn is_poisoned(&self) -> bool {
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
-        sync::is_poisoned(&self.global) || cells.iter().any(|cell| cell.is_poisoned())
+        sync::is_poisoned(&self.global) || self.cells.iter().any(|cell| cell.is_poisoned())
     }
 
     pub(super) fn lock_global(&self) -> MutexGuard<'_, Global<Event<B>>> {
         self.global.lock().expect("an invariant of the allocator broke earlier")
-    }
-
-    pub(super) fn cell(&self, id: ArenaId) -> Option<Arc<Cell<B>>> {
-        self.cells.read().unwrap_or_else(PoisonError::into_inner).get(id.index()).cloned()
-    }
-
-    pub(super) fn addresses(&self) -> MutexGuard<'_, HashMap<u64, AllocationId>> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A raw allocation was freed by its id. Another one may begin at its address by now.
-    pub(super) fn forget_address(&self, address: u64, id: AllocationId) {
-        let mut addresses = self.addresses();
-        if addresses.get(&address) == Some(&id) {
-            addresses.remove(&address);
-        }
     }
 
     /// Serves a request that says nothing but a size.
@@ -204,6 +187,29 @@ impl<B: Backend> Shared<B> {
             }
         }
         self.allocate(cell, Ask::new(size), location)
+    }
+
+    /// As [`allocate_plain`](Self::allocate_plain), without an owner.
+    #[inline]
+    pub(super) fn allocate_plain_raw(
+        &self,
+        cell: &Arc<Cell<B>>,
+        size: Bytes,
+        location: &'static Location<'static>,
+    ) -> Result<RawAllocation, AllocError> {
+        if let Some(plain) = self.terms.plain(size, location)
+            && !self.routes.is_active()
+        {
+            let mut inside = cell.lock();
+            if let Some(grant) = inside.arena.take_plain(plain.unowned(), &self.config) {
+                let raw = RawAllocation::new(grant, size);
+                if self.addresses.are_kept() {
+                    raw.address.iter().for_each(|&address| self.addresses.enter(address, raw.id));
+                }
+                return Ok(raw);
+            }
+        }
+        self.allocate(cell, Ask::new(size), location).map(Allocation::into_raw)
     }
 
     /// Serves a request: from the stream's own pools if it can, else by the ladder.
@@ -474,7 +480,6 @@ impl<B: Backend> Drop for Shared<B> {
         }
         self.world(|world| world.release_all_owners());
         self.trim(Trim::all(0));
-        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner).clone();
-        cells.iter().for_each(|cell| cell.orphan());
+        self.cells.iter().for_each(|cell| cell.orphan());
     }
 }

@@ -111,9 +111,8 @@ impl<B: Backend> Shared<B> {
     }
 
     fn handle(&self, id: ArenaId) -> Stream<B> {
-        let cell = self.cell(id).expect("a known stream has its cell");
-        let incarnation = cell.incarnation();
-        Stream { cell, incarnation }
+        let cell = self.cells.get(id).expect("a known stream has its cell");
+        Stream { cell: Arc::clone(cell), incarnation: cell.incarnation() }
     }
 
     fn register(self: &Arc<Self>, raw: B::Stream) -> Stream<B> {
@@ -154,11 +153,10 @@ impl<B: Backend> Shared<B> {
 
     fn add(self: &Arc<Self>, raw: B::Stream) -> ArenaId {
         let mut global = self.lock_global();
-        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
-        let id = ArenaId::from_index(cells.len());
+        let id = ArenaId::from_index(self.cells.len());
         if id.0 >= AllocationId::ARENA_MAX - 1 {
             // It is the caller's mistake alone: a panic with the locks held would poison them.
-            drop((cells, global));
+            drop(global);
             panic!("more than 4094 streams at a time: forget those that are gone (forget_stream)");
         }
         let weak = Arc::downgrade(self);
@@ -166,9 +164,9 @@ impl<B: Backend> Shared<B> {
         self.places.add(raw);
         // With a second arena nobody may raise the peaks alone any more. The arenas there are stop
         // before the new one begins.
-        cells.iter().for_each(|cell| cell.lock().arena.ledger.sole = false);
+        self.cells.iter().for_each(|cell| cell.lock().arena.ledger.sole = false);
         cell.lock().arena.lost = global.lost;
-        cells.push(cell);
+        self.cells.push(cell);
         global.clocks.push(Clock::new());
         id
     }
@@ -186,7 +184,7 @@ impl<B: Backend> Shared<B> {
             panic!("the stream has an open recording: submit it, or throw it away, first");
         }
         known.remove(&raw);
-        let cell = self.cell(id).expect("a known stream has its cell");
+        let cell = self.cells.get(id).expect("a known stream has its cell");
         cell.incarnation.fetch_add(1, Ordering::Relaxed);
         drop(known);
         self.routes.forget(id);

@@ -1,21 +1,51 @@
 use super::*;
 use crate::backend::Host;
+use crate::id::ArenaId;
 
 #[test]
-fn addresses_of_what_was_freed_by_id_are_forgotten() {
+fn addresses_are_kept_from_the_first_free_by_address_on() {
     let allocator = Allocator::new(Host::new(), Config::default());
+    let addresses = &allocator.shared.addresses;
     let raw = |size| allocator.request(size).allocate_raw().expect("host memory");
+    let free =
+        |one: &RawAllocation| allocator.free_address(one.address.expect("the host has addresses"));
     let all: Vec<_> = (1..100).map(|size| raw(size * 100)).collect();
-    assert_eq!(allocator.shared.addresses().len(), all.len());
-    for one in &all {
+    let owned = allocator.allocate(100).expect("host memory");
+    assert_eq!(addresses.len(), 0, "nobody asked yet");
+    free(&all[0]).expect("it is live");
+    assert_eq!(addresses.len(), all.len() - 1);
+    assert!(free(&all[0]).is_err(), "freed before");
+    for one in &all[1..] {
         allocator.free_raw(one.id).expect("it is live");
     }
-    assert_eq!(allocator.shared.addresses().len(), 0);
+    assert_eq!(addresses.len(), 0);
 
-    let last = raw(100);
-    allocator.free_address(last.address.expect("the host has addresses")).expect("it is live");
-    assert!(allocator.free_raw(last.id).is_err(), "freed before");
-    assert_eq!(allocator.shared.addresses().len(), 0);
+    let owned_address = owned.address().expect("the host has addresses");
+    assert!(allocator.free_address(owned_address).is_err(), "an owner frees it");
+    let tagged = allocator.request(100).tag(allocator.tag("a")).allocate_raw();
+    let given_up = [owned.into_raw(), raw(100), tagged.expect("host memory")];
+    assert_eq!(addresses.len(), 3, "given up, plain and with a tag");
+    given_up.iter().for_each(|one| free(one).expect("it is live"));
+    assert!(given_up.iter().all(|one| allocator.free_raw(one.id).is_err()), "freed before");
+    assert_eq!((addresses.len(), allocator.memory_allocated()), (0, 0));
+    allocator.verify();
+}
+
+#[test]
+fn cells_are_found_by_number_and_no_number_does_harm() {
+    let allocator = Allocator::new(Host::new(), Config::default());
+    let streams: Vec<_> = (1..200).map(|number| allocator.stream(number)).collect();
+    let cells = &allocator.shared.cells;
+    assert_eq!(cells.len(), 200);
+    for (at, cell) in cells.iter().enumerate() {
+        assert_eq!(cell.id.index(), at);
+    }
+    for stream in &streams {
+        assert_eq!(cells.get(ArenaId(stream.index())).map(|cell| cell.id.0), Some(stream.index()));
+    }
+    assert!([200, 4095, 1 << 20, u32::MAX].iter().all(|&id| cells.get(ArenaId(id)).is_none()));
+    let nonsense = AllocationId::from_bits(0xFFF0_0000_1234_5678);
+    assert_eq!(allocator.free_raw(nonsense), Err(FreeError::Unknown));
 }
 
 #[test]

@@ -235,20 +235,27 @@ impl<M> Arena<M> {
             self.ledger.oversize[0].rise(1);
         }
         let base = self.segments[segment.index()].base;
-        self.grant(id, base, want.group, want.holder(uses))
+        self.grant(id, base, want.group, want.holder(uses), Block::OWNED)
     }
 
     /// As [`assign`](Self::assign), in a segment that begins at `base`, where nothing counts
     /// oversize blocks.
     // Always inline: a hit that is handed through memory waits for its own writes (13 ns).
     #[inline(always)]
-    pub(crate) fn grant(&mut self, id: BlockId, base: u64, group: Group, holder: Holder) -> Grant {
+    pub(crate) fn grant(
+        &mut self,
+        id: BlockId,
+        base: u64,
+        group: Group,
+        holder: Holder,
+        owned: u32,
+    ) -> Grant {
         let serial = self.serial.wrapping_add(1);
         self.serial = serial;
         let requested = holder.requested;
         let block = &mut self.blocks[id.index()];
         block.state = State::Allocated(holder);
-        block.serial = serial | Block::OWNED;
+        block.serial = serial & AllocationId::SERIAL_MASK | owned;
         let (offset, size, segment) = (to_bytes(block.offset), block.size, block.segment);
         self.ledger.apply(group, Entry::Allocate { size, requested });
         Grant {
@@ -277,6 +284,16 @@ impl<M> Arena<M> {
         let block = &self.blocks[self.live(id)?.0.index()];
         let base = self.segments[block.segment.index()].base;
         (base != 0).then(|| base + to_bytes(block.offset))
+    }
+
+    /// Address and id of every live block without an owner, where there are addresses. O(blocks).
+    pub(crate) fn raw_allocations(&self) -> impl Iterator<Item = (u64, AllocationId)> {
+        self.blocks.iter().enumerate().filter_map(|(at, block)| {
+            let is_raw =
+                matches!(block.state, State::Allocated(_)) && block.serial & Block::OWNED == 0;
+            let id = AllocationId::new(self.id, BlockId::from_index(at), block.serial);
+            Some((self.address_of(id).filter(|_| is_raw)?, id))
+        })
     }
 
     /// The block has no owner from now on: it lives until it is freed by id.

@@ -85,7 +85,7 @@ impl Terms {
         }
         let granules = to_granules(size);
         let group = if granules <= self.small_max { Group::Small } else { Group::Large };
-        Some(Plain { size: granules, group, requested: size, location })
+        Some(Plain { size: granules, group, requested: size, location, owned: Block::OWNED })
     }
 }
 
@@ -97,9 +97,17 @@ pub(crate) struct Plain {
     group: Group,
     requested: Bytes,
     location: &'static Location<'static>,
+    /// [`Block::OWNED`], or 0 if the block is to be freed by id.
+    owned: u32,
 }
 
 impl Plain {
+    /// The same, of a block without an owner.
+    #[inline(always)]
+    pub(crate) fn unowned(self) -> Self {
+        Self { owned: 0, ..self }
+    }
+
     #[inline(always)]
     fn holder(self) -> Holder {
         let Self { requested, location, .. } = self;
@@ -112,7 +120,7 @@ impl<M> Arena<M> {
     /// changed and [`take`](Self::take) knows more. O(1).
     #[inline(always)]
     pub(crate) fn take_plain(&mut self, plain: Plain, config: &Config) -> Option<Grant> {
-        let Plain { size, group, requested, .. } = plain;
+        let Plain { size, group, requested, owned, .. } = plain;
         let at = group as usize;
         if self.lost {
             return None;
@@ -120,7 +128,7 @@ impl<M> Arena<M> {
         if size <= self.terms.warm_max
             && let Some(id) = self.warm.take(at, size)
         {
-            return self.take_warm(at, id, group, plain.holder());
+            return self.take_warm(at, id, group, plain.holder(), owned);
         }
         let pool = &mut self.pools[at];
         let id = pool.free.best_fit(&self.blocks, size)?;
@@ -150,7 +158,7 @@ impl<M> Arena<M> {
         let count = i64::from(rest > 0) - i64::from(!is_whole);
         let granules = i64::from(rest) - if is_whole { 0 } else { i64::from(whole) };
         self.ledger.apply(group, Entry::Split { count, granules });
-        Some(self.grant(id, base, group, plain.holder()))
+        Some(self.grant(id, base, group, plain.holder(), owned))
     }
 
     /// A block for `want` out of this arena's own pool, if one fits. O(1), but for what has rules
@@ -160,8 +168,8 @@ impl<M> Arena<M> {
         self.pools[pool].searches += 1;
         let may_be_warm = want.align <= 1 && want.avoid.is_empty() && !self.lost;
         if may_be_warm && let Some(id) = self.warm.take(pool, want.size) {
-            let Some(grant) = self.take_warm(pool, id, want.group, want.holder(SideId::NONE))
-            else {
+            let holder = want.holder(SideId::NONE);
+            let Some(grant) = self.take_warm(pool, id, want.group, holder, Block::OWNED) else {
                 return Take::Unleased;
             };
             if config.max_split_size.is_some_and(|max| grant.size >= max) {

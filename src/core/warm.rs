@@ -105,6 +105,7 @@ impl<M> Arena<M> {
         id: BlockId,
         group: Group,
         holder: Holder,
+        owned: u32,
     ) -> Option<Grant> {
         let Block { size, segment, .. } = self.blocks[id.index()];
         // No free piece comes or goes.
@@ -113,7 +114,7 @@ impl<M> Arena<M> {
             return None;
         }
         let base = self.segments[segment.index()].base;
-        Some(self.grant(id, base, group, holder))
+        Some(self.grant(id, base, group, holder, owned))
     }
 
     /// Keeps a block that its user lets go of for the next request of its size; `entry` is booked.
