@@ -10,10 +10,10 @@ use crate::allocator::pools::PrivatePool;
 use crate::allocator::streams::Stream;
 use crate::backend::{Backend, Lost};
 use crate::core::arena::{Grant, Place};
-use crate::id::{AllocationId, OwnerId, SegmentId, Tag};
+use crate::id::{AllocationId, OwnerId, Tag};
 use crate::report::format_bytes;
 use crate::report::oom::OomReport;
-use crate::units::Bytes;
+use crate::units::{Bytes, to_bytes};
 
 /// Device memory in a user's hands; dropping it frees it. `Send`, so it may be dropped anywhere.
 ///
@@ -21,8 +21,13 @@ use crate::units::Bytes;
 /// [`Allocator::record_stream`] if other streams use them.
 pub struct Allocation<B: Backend> {
     held: Held<B>,
-    grant: Grant,
+    id: AllocationId,
+    /// Or 0.
+    address: u64,
     requested: Bytes,
+    /// Granules.
+    offset: u32,
+    size: u32,
 }
 
 /// An allocation without an owner: it lives until it is freed by id or by address.
@@ -155,25 +160,26 @@ impl RawAllocation {
     pub(super) fn new(grant: Grant, requested: Bytes) -> Self {
         let Grant { id, offset, address, .. } = grant;
         let address = (address != 0).then_some(address);
-        Self { id, address, offset, size: requested }
+        Self { id, address, offset: to_bytes(offset), size: requested }
     }
 }
 
 impl<B: Backend> Allocation<B> {
     #[inline]
     pub(super) fn new(held: Held<B>, grant: Grant, requested: Bytes) -> Self {
-        Self { held, grant, requested }
+        let Grant { id, address, offset, size } = grant;
+        Self { held, id, address, requested, offset, size }
     }
 
     /// The allocation of 0 bytes.
     pub(super) fn empty(held: Held<B>) -> Self {
-        let (id, segment) = (AllocationId::EMPTY, SegmentId::NONE);
-        Self { held, grant: Grant { id, segment, offset: 0, size: 0, address: 0 }, requested: 0 }
+        let id = AllocationId::EMPTY;
+        Self { held, id, address: 0, requested: 0, offset: 0, size: 0 }
     }
 
     /// Names it among the live ones.
     pub fn id(&self) -> AllocationId {
-        self.grant.id
+        self.id
     }
 
     /// Bytes asked for.
@@ -183,12 +189,12 @@ impl<B: Backend> Allocation<B> {
 
     /// Bytes of the block: at least [`size`](Self::size). All of them are this allocation's.
     pub fn capacity(&self) -> Bytes {
-        self.grant.size
+        to_bytes(self.size)
     }
 
     /// Device address of the first byte; `None` if the backend has no addresses, or the size is 0.
     pub fn address(&self) -> Option<u64> {
-        (self.grant.address != 0).then_some(self.grant.address)
+        (self.address != 0).then_some(self.address)
     }
 
     /// The [index](Stream::index) of the stream that has the bytes back at once when they are
@@ -199,18 +205,16 @@ impl<B: Backend> Allocation<B> {
 
     /// Bytes from the start of the segment.
     pub fn offset(&self) -> Bytes {
-        self.grant.offset
+        to_bytes(self.offset)
     }
 
     /// The way to the bytes of the segment, which this allocation shares with others: stay within
     /// [`offset`](Self::offset) and [`capacity`](Self::capacity). `None` if the size is 0. Takes
     /// the stream's lock.
     pub fn view(&self) -> Option<B::View> {
-        if self.grant.segment.is_none() {
-            return None;
-        }
         let inside = self.held.cell().lock();
-        Some(inside.arena.segments[self.grant.segment.index()].memory.view.clone())
+        let segment = inside.arena.segment_of_live(self.id)?;
+        Some(inside.arena.segments[segment.index()].memory.view.clone())
     }
 
     pub(crate) fn backend(&self) -> &B {
@@ -220,7 +224,7 @@ impl<B: Backend> Allocation<B> {
     /// Waits until no device work of an earlier owner is left on the bytes. The stream is enough:
     /// it was made to wait for every other one that used them.
     pub(crate) fn settle(&self) -> Result<(), Lost> {
-        if self.grant.segment.is_none() {
+        if self.id == AllocationId::EMPTY {
             return Ok(());
         }
         self.held.cell().synchronize()
@@ -232,13 +236,9 @@ impl<B: Backend> Allocation<B> {
         // A drop that unwinds past a broken invariant has nothing to record: a second panic would
         // abort.
         let is_over = std::thread::panicking() && self.held.cell().is_poisoned();
-        if self.grant.id != AllocationId::EMPTY && !is_over {
-            let live = self
-                .held
-                .cell()
-                .lock()
-                .arena
-                .record_stream(self.grant.id, crate::id::ArenaId(stream));
+        if self.id != AllocationId::EMPTY && !is_over {
+            let live =
+                self.held.cell().lock().arena.record_stream(self.id, crate::id::ArenaId(stream));
             live.expect("a live allocation has a live id");
         }
     }
@@ -253,7 +253,12 @@ impl<B: Backend> Allocation<B> {
 
     /// Gives up ownership: the memory lives until [`Allocator::free_raw`] or `free_address`.
     pub fn into_raw(self) -> RawAllocation {
-        let raw = RawAllocation::new(self.grant, self.requested);
+        let raw = RawAllocation {
+            id: self.id,
+            address: self.address(),
+            offset: self.offset(),
+            size: self.requested,
+        };
         if raw.id != AllocationId::EMPTY {
             let shared = self.held.cell().shared.upgrade();
             let mut inside = self.held.cell().lock();
@@ -268,7 +273,7 @@ impl<B: Backend> Allocation<B> {
             drop(shared);
         }
         let mut this = self;
-        this.grant.id = AllocationId::EMPTY;
+        this.id = AllocationId::EMPTY;
         raw
     }
 }
@@ -276,7 +281,7 @@ impl<B: Backend> Allocation<B> {
 impl<B: Backend> Drop for Allocation<B> {
     #[inline]
     fn drop(&mut self) {
-        self.held.cell().drop_owned(self.grant.id);
+        self.held.cell().drop_owned(self.id);
     }
 }
 
@@ -284,8 +289,8 @@ impl<B: Backend> fmt::Debug for Allocation<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Allocation")
             .field("size", &self.requested)
-            .field("capacity", &self.grant.size)
-            .field("offset", &self.grant.offset)
+            .field("capacity", &self.capacity())
+            .field("offset", &self.offset())
             .field("address", &self.address())
             .finish_non_exhaustive()
     }
@@ -363,10 +368,10 @@ impl<'a, B: Backend> Request<'a, B> {
     pub fn avoiding<'b>(mut self, others: impl IntoIterator<Item = &'b Allocation<B>>) -> Self {
         for other in others {
             other.assert_of(&self.allocator.shared.backend);
-            let place = (other.held.cell().id, other.grant.segment);
-            if !place.1.is_none() && !self.avoid.contains(&place) {
-                self.avoid.push(place);
-            }
+            let cell = other.held.cell();
+            let segment = cell.lock().arena.segment_of_live(other.id);
+            let place = segment.map(|segment| (cell.id, segment));
+            self.avoid.extend(place.filter(|place| !self.avoid.contains(place)));
         }
         self
     }
@@ -378,7 +383,7 @@ impl<'a, B: Backend> Request<'a, B> {
     #[must_use]
     pub fn in_place_of(mut self, other: &Allocation<B>) -> Self {
         other.assert_of(&self.allocator.shared.backend);
-        if let Some((_, holder)) = other.held.cell().lock().arena.live(other.grant.id) {
+        if let Some((_, holder)) = other.held.cell().lock().arena.live(other.id) {
             (self.ask.tag, self.location) = (holder.tag, Some(holder.location));
         }
         self

@@ -156,7 +156,10 @@ impl<B: Backend> Shared<B> {
 
     /// As [`purge`](Self::purge), on behalf of a stream; put off while that is captured.
     pub(super) fn purge_for(&self, stream: ArenaId) {
-        if !self.lock_global().is_captured(stream) {
+        let global = self.lock_global();
+        let purges = global.purge && !global.is_captured(stream);
+        drop(global);
+        if purges {
             self.purge();
         }
     }

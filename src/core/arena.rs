@@ -56,11 +56,10 @@ pub(crate) type Place = (ArenaId, SegmentId);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) id: AllocationId,
-    pub(crate) segment: SegmentId,
-    /// Bytes from the segment's start.
-    pub(crate) offset: Bytes,
-    /// Bytes of the block.
-    pub(crate) size: Bytes,
+    /// Granules from the segment's start.
+    pub(crate) offset: u32,
+    /// Granules of the block.
+    pub(crate) size: u32,
     /// Device address, or 0 where there are none.
     pub(crate) address: u64,
 }
@@ -256,14 +255,13 @@ impl<M> Arena<M> {
         let block = &mut self.blocks[id.index()];
         block.state = State::Allocated(holder);
         block.serial = serial & AllocationId::SERIAL_MASK | owned;
-        let (offset, size, segment) = (to_bytes(block.offset), block.size, block.segment);
+        let (offset, size) = (block.offset, block.size);
         self.ledger.apply(group, Entry::Allocate { size, requested });
         Grant {
             id: AllocationId::new(self.id, id, serial),
-            segment,
             offset,
-            size: to_bytes(size),
-            address: if base == 0 { 0 } else { base + offset },
+            size,
+            address: if base == 0 { 0 } else { base + to_bytes(offset) },
         }
     }
 
@@ -277,6 +275,11 @@ impl<M> Arena<M> {
             }
             _ => None,
         }
+    }
+
+    /// The segment that a live block lies in.
+    pub(crate) fn segment_of_live(&self, id: AllocationId) -> Option<SegmentId> {
+        Some(self.blocks[self.live(id)?.0.index()].segment)
     }
 
     /// The device address of a live block, where there are addresses.

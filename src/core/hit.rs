@@ -172,7 +172,7 @@ impl<M> Arena<M> {
             let Some(grant) = self.take_warm(pool, id, want.group, holder, Block::OWNED) else {
                 return Take::Unleased;
             };
-            if config.max_split_size.is_some_and(|max| grant.size >= max) {
+            if config.max_split_size.is_some_and(|max| to_bytes(grant.size) >= max) {
                 self.ledger.oversize[0].rise(1);
             }
             return Take::Granted(grant);

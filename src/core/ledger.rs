@@ -354,6 +354,17 @@ impl Ledger {
         GROUPS.into_iter().all(|group| self.splits_are_within_lease(group))
     }
 
+    /// L2, of all gauges.
+    fn is_within_leases(&self) -> bool {
+        let hot =
+            |group| !self.exceeds(group, [0; 3], [0; 2]) && self.has_room_for_pieces(group, [0; 2]);
+        let within = |row: usize, gauge: Gauge| {
+            self.now(row, gauge as usize) <= self.lease[row][gauge as usize]
+        };
+        let segments = |row| within(row, Gauge::Segment) && within(row, Gauge::ReservedBytes);
+        GROUPS.into_iter().all(hot) && (0..ROWS).all(segments)
+    }
+
     /// What a gauge shows now; `row` may be [`ALL`].
     pub(crate) fn now(&self, row: usize, column: usize) -> u64 {
         match row {
@@ -418,6 +429,9 @@ pub(crate) fn settle(ledgers: &mut [&mut Ledger], spare: &mut Spare) {
     if let [sole] = ledgers
         && sole.sole
     {
+        return;
+    }
+    if ledgers.iter().all(|ledger| ledger.is_within_leases()) {
         return;
     }
     for (row, spares) in spare.iter_mut().enumerate() {
