@@ -11,7 +11,7 @@ const ARTICLE: &str = "benches/traces/article-linear-adam.mtrace.gz";
 const SMALL: &str = "benches/traces/cs336-silmont-small.mtrace.gz";
 
 /// Every key of a replay's object, in order.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 22] = [
     "trace",
     "policy",
     "backend",
@@ -23,7 +23,13 @@ const KEYS: [&str; 16] = [
     "peak_reserved_bytes",
     "mean_reserved_over_mean_live",
     "min_capacity_bytes",
+    "reserved_over_live",
+    "min_capacity_over_live",
     "backend_calls",
+    "calls_per_1000",
+    "maps_unmaps_per_1000",
+    "calls_per_1000_warm",
+    "calls_per_1000_min_capacity",
     "oom",
     "oom_event",
     "ns_per_event_cold",
@@ -87,8 +93,11 @@ fn file(name: &str, bytes: &[u8]) -> String {
 fn help_teaches() {
     for (args, words) in [
         (&["--help"][..], &["demo", "replay", "bench", "Exit codes"][..]),
-        (&["replay", "--help"], &["Examples:", "--min-capacity", "oom_event", "TiB"]),
-        (&["bench", "--help"], &["Examples:", "--scenario", "fragmented", "pairs_per_second"]),
+        (
+            &["replay", "--help"],
+            &["Examples:", "--min-capacity", "oom_event", "TiB", "--plot", "--set", "per_1000"],
+        ),
+        (&["bench", "--help"], &["Examples:", "--scenario", "fragmented", "p99_9_ns", "--set"]),
         (&["--version"], &[env!("CARGO_PKG_VERSION")]),
     ] {
         let output = aquifer(args);
@@ -157,6 +166,87 @@ fn the_figures_of_pytorch() {
     assert_eq!(unmarked["peak_reserved_bytes"], 3_951_034_368u64);
     assert_eq!(unmarked["backend_calls"]["allocate"], 138);
     assert_eq!(unmarked["backend_calls"]["free"], 0);
+}
+
+#[test]
+fn the_ratios_are_those_of_the_figures() {
+    let args = ["--policy", "torch", "--expandable", "--min-capacity", ARTICLE];
+    let object = object(0, &args);
+    let number = |key: &str| object[key].as_f64().expect(key);
+    let near = |key: &str, value: f64| {
+        assert!((number(key) - value).abs() < 1e-3, "{key}: {}, not {value}", number(key));
+    };
+    let live = number("peak_live_bytes");
+    near("reserved_over_live", number("peak_reserved_bytes") / live);
+    near("min_capacity_over_live", number("min_capacity_bytes") / live);
+    // 344 maps, 342 unmaps, 174 times access and 24 waits of the host, for 12,358 allocations.
+    let calls = object["backend_calls"].as_object().expect("an object").values();
+    let calls: f64 = calls.filter_map(Value::as_f64).sum();
+    near("calls_per_1000", calls * 1000.0 / 12_358.0);
+    near("maps_unmaps_per_1000", (344.0 + 342.0) * 1000.0 / 12_358.0);
+    assert!(number("calls_per_1000_warm") <= number("calls_per_1000"));
+    assert!(number("calls_per_1000_min_capacity") > 0.0);
+    // Without the search nothing is said of its device; in a trace without one, of no allocation.
+    let empty = file("nothing.mtrace", b"# mtrace: 1\nm begin\n");
+    let object = self::object(0, &[&empty]);
+    for key in ["reserved_over_live", "calls_per_1000", "calls_per_1000_min_capacity"] {
+        assert_eq!(object[key], Value::Null, "{key}");
+    }
+}
+
+#[test]
+fn a_trace_that_repeats_itself_calls_less_when_warm() {
+    let text = b"# mtrace: 1\na 0 4096 0\na 1 30000000 0\nf 0\nf 1\n";
+    let object = object(0, &["--min-capacity", &file("warm.mtrace", text)]);
+    assert_eq!(
+        (&object["calls_per_1000"], &object["calls_per_1000_warm"]),
+        (&1000.0.into(), &0.0.into())
+    );
+    assert_eq!(object["calls_per_1000_min_capacity"], 1000.0);
+}
+
+#[test]
+fn knobs_can_be_set() {
+    let plain = object(0, &[ARTICLE]);
+    let off = object(0, &["--set", "headroom=off", "--set", "headroom_learned_max=0", ARTICLE]);
+    assert!(off["peak_reserved_bytes"].as_u64() >= plain["peak_reserved_bytes"].as_u64());
+    assert_ne!(off["backend_calls"], plain["backend_calls"]);
+    // All that makes the default policy differ, set back: PyTorch's figures.
+    let torch = [
+        "headroom=off",
+        "split_remainder_large=1049088",
+        "tie_walk=all",
+        "front_cache=false",
+        "spare_idle_count=0",
+        "cross_stream=false",
+    ];
+    let torch: Vec<&str> = torch.iter().flat_map(|knob| ["--set", knob]).chain([ARTICLE]).collect();
+    assert_eq!(object(0, &torch)["backend_calls"]["allocate"], 180);
+}
+
+#[test]
+fn a_plot_is_drawn() {
+    let path = file("plot.svg", b"");
+    for (args, curves) in [(&[][..], 3), (&["--policy", "torch"], 2)] {
+        let output =
+            aquifer(&[&["replay", "--rounds", "1", "--plot", &path, SMALL], args].concat());
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+        let picture = fs::read_to_string(&path).expect("the picture was written");
+        assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
+        let drawn =
+            picture.lines().filter(|line| line.contains(" d=\"M64 ") && line.contains("H846"));
+        let drawn = drawn.filter(|line| !line.contains("grid"));
+        assert_eq!(drawn.count(), curves, "{picture}");
+        assert!(picture.contains("cs336-silmont-small") && picture.contains("policy"));
+    }
+    // The figures are printed all the same.
+    let nowhere = "no/such/folder/plot.svg";
+    let output = aquifer(&["replay", "--rounds", "1", "--plot", nowhere, SMALL]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).starts_with(&format!("aquifer: --plot: {nowhere}: ")));
+    assert!(stdout(&output).contains("cs336-silmont-small"));
+    refused(&["replay", "--plot", &path, SMALL, ARTICLE], "--plot draws one trace");
+    refused(&["replay", SMALL, "--plot"], "--plot");
 }
 
 #[test]
@@ -250,6 +340,11 @@ fn bad_options_are_refused() {
         (&["--config", "max_split:128"], "max_split"),
         (&["--config", "max_split_size_mb:lots"], "max_split_size_mb: lots is not allowed"),
         (&["--config", "nothing"], "nothing"),
+        (&["--set", "headroom"], "--set: `headroom` is no setting"),
+        (&["--set", "head=1"], "--set: `head` is no knob; the knobs are headroom, "),
+        (&["--set", "headroom=-1"], "--set: headroom: -1 is not allowed: a finite number"),
+        (&["--set", "front_cache=perhaps"], "--set: front_cache: perhaps is not allowed: true"),
+        (&["--set", "small_max=4MiB"], "--set: small_max"),
         (&["--backend", "host", "--expandable"], "virtual memory"),
         (&["--unknown"], "--unknown"),
     ] {
@@ -259,6 +354,7 @@ fn bad_options_are_refused() {
     refused(&["fly"], "fly");
     refused(&["bench", "--scenario", "cold"], "possible values: hit, mixed, fragmented");
     refused(&["bench", "--threads", "0"], "--threads");
+    refused(&["bench", "--set", "tie_walk=0"], "--set: tie_walk: 0 is not allowed: at least 1");
     refused(&["bench", "--scenario", "mixed", "--live", "0"], "--live");
 }
 
@@ -288,7 +384,9 @@ fn bench_measures_every_scenario() {
         assert_eq!(object["pairs"], 1000 * threads);
         assert!(object["ns_per_pair"].as_f64() > Some(0.0));
         assert!(object["pairs_per_second"].as_f64() > Some(0.0));
-        assert_eq!(object.as_object().map(serde_json::Map::len), Some(7));
+        let [p50, p99, p99_9] = ["p50_ns", "p99_ns", "p99_9_ns"].map(|key| object[key].as_f64());
+        assert!(p50.is_some() && p50 <= p99 && p99 <= p99_9, "{object}");
+        assert_eq!(object.as_object().map(serde_json::Map::len), Some(10));
     }
     let output = aquifer(&["bench", "--pairs", "1000"]);
     assert!(stdout(&output).contains("ns/pair"), "{}", stdout(&output));

@@ -3,7 +3,8 @@
 //! Everything goes through the public API, each thread on a stream of its own, all on one
 //! allocator over a simulated device that is large enough. Streams, blocks and random sizes are
 //! there before the clock starts; drawing from them costs some two nanoseconds a number, which are
-//! in the result.
+//! in the result. After the pairs of which only all are timed come some more that are timed one by
+//! one: `singles` says how.
 
 use std::process::ExitCode;
 use std::sync::Barrier;
@@ -19,12 +20,16 @@ use crate::EXIT_USAGE;
 use crate::output::{self, Format};
 use crate::policy::PolicyArgs;
 use crate::random::{Random, Sizes};
+use crate::singles::{ROUND_PAIRS, Singles};
 
 /// Bytes of the device: a million of the largest blocks fit.
 const CAPACITY: Bytes = 1 << 50;
 
 /// Bytes of the block that is allocated and freed in `hit`.
 const HIT_SIZE: Bytes = 64 << 10;
+
+/// The most pairs of a thread that are timed one by one.
+const SINGLES_MAX: u64 = 100 * ROUND_PAIRS;
 
 /// One in so many pairs is run before the clock starts, to fill the cache.
 const WARM_UP_PARTS: u64 = 10;
@@ -34,6 +39,11 @@ const WARM_UP_PARTS: u64 = 10;
 /// The same numbers are drawn on every machine, so runs can be compared with one another, and with
 /// another allocator that is given the same scenario. With one thread the time is CPU time of the
 /// thread; with more it is time on the wall, as waiting for one another is then a part of it.
+///
+/// Then as many pairs again, at most a million, are timed one by one on the wall, for their
+/// percentiles: those of 10,000 pairs, and then the median over all such rounds, so that the bursts
+/// of other programs do not count. What reading the clock takes, measured between the pairs, is
+/// taken off. Single pairs cannot overlap, so the 50th percentile is above the mean of all.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
@@ -79,6 +89,7 @@ Keys of the JSON object:
   pairs                            timed pairs of all threads together
   ns_per_pair                      for one thread, the mean over the threads
   pairs_per_second                 of all threads together
+  p50_ns, p99_ns, p99_9_ns         of single pairs: so many in a hundred take no longer
 
 Exit codes: 0 done; 1 the run failed; 2 bad usage.";
 
@@ -125,6 +136,8 @@ struct Timing {
     pair: f64,
     /// Pairs of all threads together.
     pairs_per_second: f64,
+    /// Pairs one by one, of all threads.
+    singles: Singles,
 }
 
 /// Runs the scenario and prints its time.
@@ -132,7 +145,7 @@ pub(crate) fn run(args: &BenchArgs) -> ExitCode {
     let config = match args.policy.configuration() {
         Ok(config) => config,
         Err(error) => {
-            output::complain(&format!("--config: {error}"));
+            output::complain(&error);
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -159,6 +172,7 @@ pub(crate) fn run(args: &BenchArgs) -> ExitCode {
 fn describe(args: &BenchArgs, live: u32, timing: &Timing) -> String {
     let (scenario, policy) = (args.scenario.name(), args.policy.policy.name());
     let pairs = args.pairs * u64::from(args.threads);
+    let percentiles = timing.singles.percentiles();
     if args.format == Format::Json {
         return output::json_line(&[
             ("scenario", scenario.into()),
@@ -167,10 +181,16 @@ fn describe(args: &BenchArgs, live: u32, timing: &Timing) -> String {
             ("pairs", pairs.into()),
             ("ns_per_pair", output::rounded(Some(timing.pair), 1)),
             ("pairs_per_second", output::rounded(Some(timing.pairs_per_second), 0)),
+            ("p50_ns", output::rounded(Some(percentiles.p50), 1)),
+            ("p99_ns", output::rounded(Some(percentiles.p99), 1)),
+            ("p99_9_ns", output::rounded(Some(percentiles.p99_9), 1)),
             ("policy", policy.into()),
         ]);
     }
-    let heading = ["scenario", "live", "threads", "pairs", "ns/pair", "pairs/s", "policy"];
+    let heading = [
+        "scenario", "live", "threads", "pairs", "ns/pair", "pairs/s", "p50", "p99", "p99.9",
+        "policy",
+    ];
     let row = [
         scenario.to_owned(),
         live.to_string(),
@@ -178,6 +198,9 @@ fn describe(args: &BenchArgs, live: u32, timing: &Timing) -> String {
         pairs.to_string(),
         format!("{:.1}", timing.pair),
         format!("{:.0}", timing.pairs_per_second),
+        format!("{:.0}", percentiles.p50),
+        format!("{:.0}", percentiles.p99),
+        format!("{:.0}", percentiles.p99_9),
         policy.to_owned(),
     ];
     output::table(&[heading.map(str::to_owned).to_vec(), row.to_vec()])
@@ -194,35 +217,38 @@ fn time(allocator: &Allocator<Sim>, args: &BenchArgs, live: usize) -> Result<Tim
         let begin = ThreadTime::now();
         worker.repeat(pairs)?;
         let pair = nanoseconds(&begin.elapsed()) / pairs as f64;
-        return Ok(Timing { pair, pairs_per_second: 1e9 / pair });
+        let singles = worker.singles(pairs)?;
+        return Ok(Timing { pair, pairs_per_second: 1e9 / pair, singles });
     }
     let start = Barrier::new(args.threads as usize);
-    let thread = |number: u32| -> Result<Duration, AllocError> {
+    let thread = |number: u32| -> Result<(Duration, Singles), AllocError> {
         let worker = Worker::ready(allocator, args, live, number, &bar);
         // Whoever failed comes here too: the others would wait for ever.
         start.wait();
         let mut worker = worker?;
         let begin = Instant::now();
         worker.repeat(pairs)?;
-        Ok(begin.elapsed())
+        Ok((begin.elapsed(), worker.singles(pairs)?))
     };
-    let times = thread::scope(|scope| {
+    let parts = thread::scope(|scope| {
         let thread = &thread;
         let spawn = |number| scope.spawn(move || thread(number));
         let threads: Vec<_> = (0..args.threads).map(spawn).collect();
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
-        threads.into_iter().map(join).collect::<Result<Vec<Duration>, AllocError>>()
+        threads.into_iter().map(join).collect::<Result<Vec<_>, AllocError>>()
     });
     bar.finish_and_clear();
-    let times = times?;
+    let (times, rounds): (Vec<Duration>, Vec<Singles>) = parts?.into_iter().unzip();
+    let mut singles = Singles::default();
+    rounds.into_iter().for_each(|rounds| singles.append(rounds));
     // All start at once, so the slowest one took as long as they did together.
     let slowest = times.iter().map(nanoseconds).fold(1.0, f64::max);
     let sum: f64 = times.iter().map(nanoseconds).sum();
     let (threads, pairs) = (f64::from(args.threads), pairs as f64);
     let pairs_per_second = pairs * threads * 1e9 / slowest;
-    Ok(Timing { pair: sum / threads / pairs, pairs_per_second })
+    Ok(Timing { pair: sum / threads / pairs, pairs_per_second, singles })
 }
 
 /// One thread's part: its stream, its live blocks and its random numbers.
@@ -277,6 +303,17 @@ impl<'a> Worker<'a> {
             blocks.iter_mut().step_by(2).for_each(|block| *block = None);
         }
         Ok(Self { allocator, stream, scenario, live: blocks, random, sizes })
+    }
+
+    /// Runs `pairs` pairs, or as many as there may be, one by one.
+    fn singles(&mut self, pairs: u64) -> Result<Singles, AllocError> {
+        let pairs = pairs.min(SINGLES_MAX);
+        let round = pairs.min(ROUND_PAIRS);
+        let mut singles = Singles::default();
+        for _ in 0..pairs / round {
+            singles.round(round, || self.repeat(1))?;
+        }
+        Ok(singles)
     }
 
     /// Runs `pairs` pairs of an allocation and a free.

@@ -5,9 +5,12 @@
 //! | `demo`    | the main job, end to end |
 //! | `replay`  | traces in, one line of figures out for each |
 //! | `measure` | the runs behind these figures |
+//! | `plot`    | a picture of memory over time |
 //! | `device`  | the backends a replay can run on, with their calls counted |
 //! | `bench`   | the time of one allocate and free |
+//! | `singles` | the time of single pairs, for their percentiles |
 //! | `policy`  | the options that choose a configuration |
+//! | `knobs`   | the fields of a configuration by name |
 //! | `bytes`   | sizes as people write them |
 //! | `random`  | seeded numbers |
 //! | `output`  | standard output, JSON lines, tables, complaints |
@@ -21,12 +24,15 @@ mod bench;
 mod bytes;
 mod demo;
 mod device;
+mod knobs;
 mod linear;
 mod measure;
 mod output;
+mod plot;
 mod policy;
 mod random;
 mod replay;
+mod singles;
 
 use std::process::ExitCode;
 

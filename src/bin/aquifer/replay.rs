@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use aquifer::backend::{CallCounts, Sim, SimOptions};
+use aquifer::backend::{Sim, SimOptions};
 use aquifer::report::format_bytes;
 use aquifer::trace::Trace;
-use aquifer::{Allocator, Bytes, ConfigError};
+use aquifer::{Allocator, Bytes, Config};
+use indicatif::ProgressBar;
 use serde_json::Value;
 
-use crate::device::CountedHost;
-use crate::measure::{self, Figures, Setup};
+use crate::device::{CountedHost, Device};
+use crate::measure::{self, Bench, Figures, Setup, call_count, call_counts};
 use crate::output::{self, Format};
+use crate::plot::{self, Curve};
 use crate::policy::PolicyArgs;
 use crate::{EXIT_USAGE, bytes};
 
@@ -30,8 +32,10 @@ const EXIT_FAILED: u8 = 1;
 ///
 /// Figures: live is what the program asked for, allocated what it was given, active that plus what
 /// it freed while a stream still used it, reserved what the device gave. Peaks, means and backend
-/// calls are those of a cold run. Times are CPU time of the thread for each allocation, free and
-/// use, the median over the rounds; reading the trace is not counted.
+/// calls are those of a cold run; calls/1000 and maps/1000 (maps and unmaps) are for 1000
+/// allocations, warm is the same for the run after it, in min for the smallest device. Times are
+/// CPU time of the thread for each allocation, free and use, the median over the rounds; reading
+/// the trace is not counted.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ReplayArgs {
@@ -68,6 +72,11 @@ pub(crate) struct ReplayArgs {
     #[arg(long)]
     ignore_markers: bool,
 
+    /// Draw memory over time into this file, as SVG: what is live, what this policy has reserved,
+    /// and what PyTorch's policy would have, on the same device; takes one trace
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+
     /// `table` for people, `json` for programs: one object a line, sizes in bytes
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -87,6 +96,8 @@ Examples:
       whether a setting keeps a program within 24 GiB
   aquifer replay --min-capacity TRACE
       how small a device would do
+  aquifer replay --plot memory.svg TRACE
+      a picture of it
 
 Keys of a JSON object:
   trace, policy, backend        the file's name without .mtrace.gz, and what it ran on
@@ -95,7 +106,13 @@ Keys of a JSON object:
   peak_allocated_bytes, peak_active_bytes, peak_reserved_bytes
   mean_reserved_over_mean_live  means over all events but markers; up to the failure, if one
   min_capacity_bytes            null unless asked for; null too if 1 TiB is not enough
+  reserved_over_live, min_capacity_over_live
+                                peak reserved, and that device, as multiples of peak live
   backend_calls                 of one cold run; wait is the device's, synchronize the host's
+  calls_per_1000                their sum, for each 1000 allocations
+  maps_unmaps_per_1000          maps and unmaps among them
+  calls_per_1000_warm           all calls of the run after it
+  calls_per_1000_min_capacity   all calls of a cold run on the smallest device
   oom, oom_event                whether an allocation failed, and which event (from 0) that was
   ns_per_event_cold, ns_per_event_warm
                                 for each event but markers; null if the run failed
@@ -126,12 +143,16 @@ pub(crate) fn run(args: &ReplayArgs) -> ExitCode {
     let setup = match setup(args) {
         Ok(setup) => setup,
         Err(error) => {
-            output::complain(&format!("--config: {error}"));
+            output::complain(&error);
             return ExitCode::from(EXIT_USAGE);
         }
     };
     if setup.config.expandable_segments && args.backend == Place::Host {
         output::complain("expandable segments need --backend sim: host has no virtual memory");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    if args.plot.is_some() && args.files.len() > 1 {
+        output::complain("--plot draws one trace: name one FILE");
         return ExitCode::from(EXIT_USAGE);
     }
     let mut status = 0;
@@ -153,10 +174,10 @@ pub(crate) fn run(args: &ReplayArgs) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn setup(args: &ReplayArgs) -> Result<Setup, ConfigError> {
+fn setup(args: &ReplayArgs) -> Result<Setup, String> {
     let mut config = args.policy.configuration()?;
     config.expandable_segments |= args.expandable;
-    config.validate()?;
+    config.validate().map_err(|error| format!("--expandable: {error}"))?;
     let capacity = args.capacity.unwrap_or_else(|| match args.backend {
         Place::Sim => SIM_CAPACITY,
         Place::Host => CountedHost::machine_bytes(),
@@ -188,13 +209,13 @@ fn replay(
     let bar = output::progress(measure::run_count(setup.rounds), &name);
     let virtual_memory = setup.config.expandable_segments;
     let sim = |capacity| Sim::new(SimOptions { capacity, virtual_memory, ..SimOptions::default() });
-    let figures = match args.backend {
-        Place::Sim => measure::measure(&trace, setup, sim, &bar),
-        Place::Host => measure::measure(&trace, setup, CountedHost::with_capacity, &bar),
+    let done = match args.backend {
+        Place::Sim => run_and_draw(args, setup, &trace, &name, sim, &bar),
+        Place::Host => run_and_draw(args, setup, &trace, &name, CountedHost::with_capacity, &bar),
     };
     bar.finish_and_clear();
-    let figures = match figures {
-        Ok(figures) => figures,
+    let (figures, picture) = match done {
+        Ok(done) => done,
         Err(streams) => {
             let most = Allocator::<Sim>::STREAMS_MAX;
             let path = path.display();
@@ -205,12 +226,57 @@ fn replay(
     if let Some((event, error)) = &figures.failure {
         output::complain(&format!("{}: event {event}: {error}", path.display()));
     }
-    let status = if figures.failure.is_some() { EXIT_FAILED } else { 0 };
+    let mut status = if figures.failure.is_some() { EXIT_FAILED } else { 0 };
+    if let Some((path, picture)) = args.plot.as_ref().zip(picture)
+        && let Err(error) = std::fs::write(path, picture)
+    {
+        output::complain(&format!("--plot: {}: {error}", path.display()));
+        status = EXIT_FAILED;
+    }
     if args.format == Format::Json {
         return (Some(output::json_line(&object(args, &name, &figures))), status);
     }
     rows.push(row(&name, &figures));
     (None, status)
+}
+
+/// The figures of a trace, and its picture if there is to be one.
+///
+/// # Errors
+/// As [`measure::measure`].
+fn run_and_draw<D: Device>(
+    args: &ReplayArgs,
+    setup: &Setup,
+    trace: &Trace,
+    name: &str,
+    make: impl Fn(Bytes) -> D,
+    bar: &ProgressBar,
+) -> Result<(Figures, Option<String>), usize> {
+    let figures = measure::measure(trace, setup, &make, bar)?;
+    if args.plot.is_none() {
+        return Ok((figures, None));
+    }
+    let events = trace.events.len();
+    let mut live = Curve::new("live", "live", events);
+    let after = measure::live_bytes(&trace.events);
+    after.enumerate().for_each(|(index, bytes)| live.add(index, bytes));
+    let mut torch = Config::torch();
+    torch.expandable_segments = setup.config.expandable_segments;
+    let reserved = |class, label: &str, config: &Config| {
+        let mut curve = Curve::new(class, label, events);
+        let setup = Setup { config: config.clone(), ..*setup };
+        let bench = Bench::new(trace, &setup, &make, bar)?;
+        bench.observe(|index, bytes| curve.add(index, bytes));
+        Ok::<_, usize>(curve)
+    };
+    let mut curves = vec![live];
+    if setup.config != torch {
+        curves.push(reserved("rival", "PyTorch's policy", &torch)?);
+    }
+    let label = format!("policy {}", args.policy.policy.name());
+    curves.push(reserved("own", &label, &setup.config)?);
+    let title = format!("{name}: memory reserved from the device");
+    Ok((figures, Some(plot::svg(&title, &curves))))
 }
 
 /// The file's name without the endings of a trace.
@@ -221,9 +287,13 @@ fn trace_name(path: &Path) -> String {
 }
 
 /// The figures as a JSON object.
-fn object(args: &ReplayArgs, name: &str, figures: &Figures) -> [(&'static str, Value); 16] {
+fn object(args: &ReplayArgs, name: &str, figures: &Figures) -> [(&'static str, Value); 22] {
     let calls = call_counts(&figures.calls).map(|(name, count)| (name.to_owned(), count.into()));
     let failed = figures.failure.as_ref().map(|(event, _)| *event);
+    let over_live =
+        |bytes: Option<Bytes>| output::rounded(bytes.and_then(|bytes| figures.over_live(bytes)), 4);
+    let per_1000 =
+        |calls: Option<u64>| output::rounded(calls.and_then(|calls| figures.per_1000(calls)), 3);
     [
         ("trace", name.into()),
         ("policy", args.policy.policy.name().into()),
@@ -236,25 +306,17 @@ fn object(args: &ReplayArgs, name: &str, figures: &Figures) -> [(&'static str, V
         ("peak_reserved_bytes", figures.peak_reserved.into()),
         ("mean_reserved_over_mean_live", output::rounded(figures.mean_ratio, 4)),
         ("min_capacity_bytes", figures.min_capacity.into()),
+        ("reserved_over_live", over_live(Some(figures.peak_reserved))),
+        ("min_capacity_over_live", over_live(figures.min_capacity)),
         ("backend_calls", Value::Object(calls.into_iter().collect())),
+        ("calls_per_1000", per_1000(Some(call_count(&figures.calls)))),
+        ("maps_unmaps_per_1000", per_1000(Some(figures.calls.map + figures.calls.unmap))),
+        ("calls_per_1000_warm", per_1000(figures.calls_warm)),
+        ("calls_per_1000_min_capacity", per_1000(figures.calls_min_capacity)),
         ("oom", failed.is_some().into()),
         ("oom_event", failed.into()),
         ("ns_per_event_cold", output::rounded(figures.cold, 1)),
         ("ns_per_event_warm", output::rounded(figures.warm, 1)),
-    ]
-}
-
-fn call_counts(calls: &CallCounts) -> [(&'static str, u64); 9] {
-    [
-        ("allocate", calls.allocate),
-        ("free", calls.free),
-        ("map", calls.map),
-        ("unmap", calls.unmap),
-        ("set_access", calls.set_access),
-        ("record", calls.record),
-        ("wait", calls.wait),
-        ("query", calls.query),
-        ("synchronize", calls.synchronize),
     ]
 }
 
@@ -273,6 +335,10 @@ fn heading() -> Vec<String> {
         "/live",
         "ns cold",
         "ns warm",
+        "calls/1000",
+        "maps/1000",
+        "warm",
+        "in min",
         "result",
         "backend calls",
     ];
@@ -281,8 +347,7 @@ fn heading() -> Vec<String> {
 
 /// The figures as a row of the table.
 fn row(name: &str, figures: &Figures) -> Vec<String> {
-    let live = figures.peak_live;
-    let over_live = |bytes: Bytes| (live > 0).then(|| bytes as f64 / live as f64);
+    let per_1000 = |calls: Option<u64>| calls.and_then(|calls| figures.per_1000(calls));
     let number = |number: Option<f64>, digits: usize| {
         number.map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))
     };
@@ -297,16 +362,20 @@ fn row(name: &str, figures: &Figures) -> Vec<String> {
         name.to_owned(),
         figures.events.to_string(),
         figures.allocations.to_string(),
-        format_bytes(live),
+        format_bytes(figures.peak_live),
         format_bytes(figures.peak_allocated),
         format_bytes(figures.peak_active),
         format_bytes(figures.peak_reserved),
-        number(over_live(figures.peak_reserved), 4),
+        number(figures.over_live(figures.peak_reserved), 4),
         number(figures.mean_ratio, 4),
         figures.min_capacity.map_or_else(|| "-".to_owned(), format_bytes),
-        number(figures.min_capacity.and_then(over_live), 4),
+        number(figures.min_capacity.and_then(|bytes| figures.over_live(bytes)), 4),
         number(figures.cold, 1),
         number(figures.warm, 1),
+        number(per_1000(Some(call_count(&figures.calls))), 2),
+        number(per_1000(Some(figures.calls.map + figures.calls.unmap)), 2),
+        number(per_1000(figures.calls_warm), 2),
+        number(per_1000(figures.calls_min_capacity), 2),
         result,
         if calls.is_empty() { "-".to_owned() } else { calls.join(", ") },
     ]
