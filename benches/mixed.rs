@@ -3,7 +3,7 @@
 //! Each step frees a random live block and allocates a new one, of 512 B to 16 MiB with an evenly
 //! spread logarithm. The rivals do the very same steps, in turn: see `harness/rivals.rs`. They have
 //! no segments, streams, statistics or lock, and take a size class that fits, not the best fit.
-//! The allocators of the CPU are asked up to 10³ blocks: beyond that they ask the system for pages
+//! The allocators of the CPU are asked for 10² blocks only: with more they ask the system for pages
 //! at nearly every step, and what is measured is the system.
 //!
 //! At 10⁵ blocks and beyond nearly every record touched is a cache miss, for all; so the curve

@@ -20,6 +20,11 @@ impl Own {
         }
         Self { allocator }
     }
+
+    /// The most bytes that were reserved at a time.
+    pub(crate) fn reserved_peak(&self) -> u64 {
+        self.allocator.memory_stats().reserved_bytes.all.peak
+    }
 }
 
 impl Contender for Own {

@@ -28,7 +28,7 @@ const GRANULE: u64 = 512;
 
 /// The most bytes for which the last two are asked. Beyond, they ask the system for pages at every
 /// step, and what is measured is the system.
-const HEAP_BYTES_MAX: u64 = 4 << 30;
+const HEAP_BYTES_MAX: u64 = 2 << 30;
 
 /// This crate and all of them.
 #[derive(Debug)]
