@@ -29,7 +29,8 @@ pub(crate) trait Contender {
     /// Both, one after the other, as a program would write it; there is room.
     fn pair(&mut self, size: u64) {
         let block = self.allocate(size).expect("there is room");
-        self.free(black_box(block));
+        black_box(&block);
+        self.free(block);
     }
 }
 
