@@ -68,8 +68,14 @@ impl Field for BesideCubecl {
 
 fn replay(run: Run) {
     run.heading(&[
-        "cold ns", "warm ns", "CubeCL cold", "CubeCL warm", "ratio, warm", "peak/live",
-        "CubeCL p/l", "peak ratio",
+        "cold ns",
+        "warm ns",
+        "CubeCL cold",
+        "CubeCL warm",
+        "ratio, warm",
+        "peak/live",
+        "CubeCL p/l",
+        "peak ratio",
     ]);
     for (name, path) in harness::traces::traces() {
         let trace = match Trace::open(&path) {
