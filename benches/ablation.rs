@@ -6,10 +6,10 @@
 //!
 //! - *peak / live*: the geometric mean and the worst; *least / live*: the same for the smallest
 //!   device on which a trace runs; in both, nothing can be below 1;
-//! - *calls*: backend calls for each 1000 allocations, all traces together; *in least*: of cold runs
-//!   on the smallest devices;
-//! - *time*: nanoseconds per event of a cold and of a warm run, as multiples of the default's in the
-//!   same rounds: the geometric mean over the traces of the medians over the rounds.
+//! - *calls*: backend calls for each 1000 allocations, all traces together; *in least*: of cold
+//!   runs on the smallest devices;
+//! - *time*: nanoseconds per event of a cold and of a warm run, as multiples of the default's in
+//!   the same rounds: the geometric mean over the traces of the medians over the rounds.
 //!
 //! Memory and calls are the same in every run. A mechanism that serves what no trace does shows
 //! nothing here: private pools, a limit, frees that wait for other streams.

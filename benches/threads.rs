@@ -8,7 +8,7 @@
 //! | producer, consumer | one allocates, the other frees; blocks go over in batches of 256        |
 //!
 //! The rivals, in turn: general allocators of the CPU, which keep a cache for each thread and know
-//! no streams, and `offset-allocator` behind a mutex. Many short windows; the threads start a window
+//! no streams, and `offset-allocator` behind a mutex. Many short windows; the threads start one
 //! together, and it ends when both are done. A throughput is pairs per second of all threads;
 //! ratios are to one thread of the same allocator, window by window.
 //!

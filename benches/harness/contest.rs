@@ -4,15 +4,15 @@
 //!   a round    contender 1: a loop of pairs, then single pairs │ contender 2: the same │ …
 //! ```
 //!
-//! The loop gives nanoseconds a pair, the single pairs their percentiles (`singles` says how the
-//! clock's own time is taken off). What a contender does in a pair is compiled for it alone; only a
-//! whole turn is called through a pointer.
+//! The loop gives nanoseconds a pair, in CPU time of the thread; single pairs give their
+//! percentiles, on the wall (`singles` says how the clock's own time is taken off). What a
+//! contender does in a pair is compiled for it alone; only a turn is called through a pointer.
 
 use std::convert::Infallible;
 use std::hint::black_box;
 
 use super::singles::Singles;
-use super::{Run, nanoseconds_each, take_turns};
+use super::{Run, cpu_nanoseconds_each, take_turns};
 
 /// Single pairs of a round; the 99.9th percentile is the fifth of the slowest.
 const SINGLE_PAIRS: usize = 5_000;
@@ -54,7 +54,7 @@ pub(crate) trait Timed {
 impl<T: Pairs> Timed for T {
     fn turn(&mut self, pairs: usize) -> f64 {
         self.draw(pairs);
-        nanoseconds_each(pairs, || {
+        cpu_nanoseconds_each(pairs, || {
             for _ in 0..pairs {
                 self.pair();
             }

@@ -1,11 +1,11 @@
 //! The contenders from other crates. None has streams, segments, statistics or growth.
 //!
-//! | who                | what it is                                  | memory                     |
-//! |--------------------|---------------------------------------------|----------------------------|
-//! | `offset-allocator` | two-level bitmap, offsets of 512 B, good fit | none: numbers              |
-//! | `rlsf`             | TLSF, headers inside the memory, good fit   | addresses, untouched        |
-//! | `malloc`           | the system's, by `std::alloc::System`       | what it takes, untouched    |
-//! | `mimalloc`         | Microsoft's, called directly                | the same                    |
+//! | who                | what it is                                   | memory                   |
+//! |--------------------|----------------------------------------------|--------------------------|
+//! | `offset-allocator` | two-level bitmap, offsets of 512 B, good fit | none: numbers            |
+//! | `rlsf`             | TLSF, headers inside the memory, good fit    | addresses, untouched     |
+//! | `malloc`           | the system's, by `std::alloc::System`        | what it takes, untouched |
+//! | `mimalloc`         | Microsoft's, called directly                 | the same                 |
 //!
 //! A bench that wants them declares this file as a module of its own, since it needs their crates.
 //!

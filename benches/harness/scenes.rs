@@ -1,10 +1,10 @@
 //! The contests that every field of contenders goes through.
 //!
-//! | scene        | a pair                                        | beside it                      |
-//! |--------------|-----------------------------------------------|--------------------------------|
-//! | `hit`        | allocate 64 KiB and free them                 | nothing, or two blocks live     |
-//! | `mixed`      | free a random live block, allocate another    | 10² to 10⁶ live blocks         |
-//! | `fragmented` | allocate up to 128 KiB and free them          | 10² to 10⁵ holes between blocks |
+//! | scene        | a pair                                     | beside it                       |
+//! |--------------|--------------------------------------------|---------------------------------|
+//! | `hit`        | allocate 64 KiB and free them              | nothing, or two blocks live     |
+//! | `mixed`      | free a random live block, allocate another | 10² to 10⁶ live blocks          |
+//! | `fragmented` | allocate up to 128 KiB and free them       | 10² to 10⁵ holes between blocks |
 
 use std::hint::black_box;
 

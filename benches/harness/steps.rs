@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use aquifer::trace::{Event, Trace};
 
 use super::contest::Contender;
-use super::nanoseconds_each;
+use super::cpu_nanoseconds_each;
 
 /// Allocations and frees in order.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ impl Steps {
         let mut live: Vec<Option<M::Block>> = Vec::new();
         live.resize_with(self.slots, || None);
         let mut has_room = true;
-        let each = nanoseconds_each(self.list.len(), || {
+        let each = cpu_nanoseconds_each(self.list.len(), || {
             for &(slot, size) in &self.list {
                 if let Some(block) = live[slot].take() {
                     memory.free(block);
