@@ -1,9 +1,9 @@
 //! What does a cached allocation and its free cost, through the public API?
 //!
 //! One pair of 64 KiB (which the compiler is not told), with all that is always on: statistics, the
-//! stream's bookkeeping, the lock, the caller's source line. Once by owning handles ([`aquifer::Allocator::allocate`] and drop),
-//! once by the raw interface (`allocate_raw` and `free_raw`, which also keeps a table from
-//! addresses to blocks, for `free_address`). Three states of the cache:
+//! stream's bookkeeping, the lock, the caller's source line. Once by owning handles
+//! ([`aquifer::Allocator::allocate`] and drop), once by the raw interface (`allocate_raw` and
+//! `free_raw`). Three states of the cache:
 //!
 //! - *whole segment*: nothing else is live, so each pair cuts a 2 MiB segment, merges it again, and
 //!   takes it out of the idle list and back. The most that a hit does.
