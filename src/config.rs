@@ -29,8 +29,8 @@
 //!   of [`GRANULE`]. Both are at most [`REQUEST_MAX`], so that a request plus either fits in 64
 //!   bits.
 //! - K4: each of `roundup_power2_divisions` is 0 or a power of two up to 128.
-//! - K5: `memory_fraction` is in [0, 1], `garbage_collection_threshold` in (0, 1), `headroom` and
-//!   `headroom_learned_max` finite and not negative.
+//! - K5: `memory_fraction` is in [0, 1], `garbage_collection_threshold` in (0, 1), `headroom`,
+//!   `headroom_learned_max`, `page_headroom` and `chunk_share` finite and not negative.
 //! - K6: `event_batch_count >= 1` and `tie_walk >= 1`.
 //! - K7: `pinned.num_register_threads` is a power of two up to 128;
 //!   `pinned.reserve_segment_size` is a multiple of [`GRANULE`] (0 allowed), at most
@@ -157,6 +157,17 @@ pub struct Config {
     /// Default `true`, torch `false`. Physical pages that leave an expandable segment are kept and
     /// mapped elsewhere, instead of going back to the driver.
     pub page_recycling: bool,
+    /// A fraction, finite and not negative; default `Some(0.004)`, torch `None` (off). As
+    /// `headroom`, for what grows by pages, where it can be much less: a growth that would push
+    /// reserved above it takes pages out of holes elsewhere (see `page_recycling`), and not only
+    /// wholly free segments. With `None` `headroom` is for pages too.
+    pub page_headroom: Option<f64>,
+    /// A fraction of the high-water mark of active bytes; default 1/2048, torch 0 (off). Physical
+    /// memory comes in chunks of at most this size, made of pages of `small_segment` in both size
+    /// groups: so that two thousand fill a device, and what a partly used chunk strands is as
+    /// little for a large program as for a small one. With 0 a chunk is one page, as in PyTorch:
+    /// `small_segment` or `large_segment`.
+    pub chunk_share: f64,
     /// `false` in both presets. While a graph is captured, reuse blocks of other streams once the
     /// graph orders their last use before what comes next. PyTorch's key of the same name.
     pub graph_capture_record_stream_reuse: bool,
@@ -204,6 +215,8 @@ impl Default for Config {
             spare_idle_count: 4,
             collect_without_limit: true,
             page_recycling: true,
+            page_headroom: Some(0.004),
+            chunk_share: 1.0 / 2048.0,
             front_cache: true,
             pinned: PinnedConfig { max_round_threshold: Some(0), ..PinnedConfig::torch() },
             ..Self::torch()
@@ -242,6 +255,8 @@ impl Config {
             spare_idle_count: 0,
             collect_without_limit: false,
             page_recycling: false,
+            page_headroom: None,
+            chunk_share: 0.0,
             front_cache: false,
             graph_capture_record_stream_reuse: false,
             pinned: PinnedConfig::torch(),
@@ -311,6 +326,16 @@ impl Config {
         let learned = self.headroom_learned_max;
         let ok = learned.is_finite() && learned >= 0.0;
         check(ok, "headroom_learned_max", learned, "a finite number, at least 0")?;
+        let headroom = self.page_headroom.unwrap_or(0.0);
+        let ok = headroom.is_finite() && headroom >= 0.0;
+        check(ok, "page_headroom", headroom, "a finite number, at least 0")?;
+        let share = self.chunk_share;
+        check(
+            share.is_finite() && share >= 0.0,
+            "chunk_share",
+            share,
+            "a finite number, at least 0",
+        )?;
         Ok(())
     }
 

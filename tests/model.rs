@@ -179,6 +179,16 @@ plans! {
     expandable_four_streams: FOUR, expandable(), device(true, true);
     expandable_limits: Plan { limits: true, ..FOUR }, expandable(), device(true, true);
     expandable_busy: BUSY, expandable(), device(true, true);
+    expandable_pages_of_one_size: FOUR, configured(|config| {
+        config.expandable_segments = true;
+        config.chunk_share = 0.0;
+        config.page_headroom = None;
+    }), device(true, true);
+    expandable_large_chunks: BUSY, configured(|config| {
+        config.expandable_segments = true;
+        config.chunk_share = 1.0;
+        config.page_headroom = Some(0.0);
+    }), device(true, true);
     expandable_torch: FOUR, {
         let mut config = Config::torch();
         config.expandable_segments = true;

@@ -135,7 +135,7 @@ fn pages_of_a_released_pool_go_back_before_another_growth() {
     sim.complete(1);
     let other = allocator.allocate(30 * MIB).expect("room");
     assert_eq!(allocator.memory_active(), other.capacity());
-    assert_eq!(allocator.memory_reserved(), 40 * MIB, "the pages of the pool are still there");
+    assert_eq!(allocator.memory_reserved(), 30 * MIB, "the pages of the pool are still there");
     drop(other);
     assert_emptied(&allocator);
 }
@@ -279,4 +279,60 @@ fn a_pool_that_is_dropped_under_a_request_is_not_taken_over_by_the_next() {
     assert!(!of_new, "memory of kind 3 in a pool of the default kind");
     drop(held);
     assert_eq!(allocator.memory_reserved(), 0, "the old pool is gone");
+}
+
+/// A growth above the high-water mark takes pages out of holes, as far as the work on them is done.
+#[test]
+fn pages_move_when_the_work_on_them_is_done() {
+    let reserved = |config: Config, is_done: bool| {
+        let options = SimOptions { asynchronous: !is_done, ..asynchronous(1024 * MIB) };
+        let sim = Sim::new(SimOptions { virtual_memory: true, ..options });
+        let allocator = Allocator::new(sim.clone(), config);
+        let [hole, wall] = [60 * MIB, 60 * MIB].map(|size| allocator.allocate(size).expect("room"));
+        let _ = sim.submit(0);
+        drop(hole);
+        let large = allocator.allocate(100 * MIB).expect("room");
+        let reserved = allocator.memory_reserved();
+        allocator.verify();
+        sim.complete_all();
+        drop((wall, large));
+        assert_emptied(&allocator);
+        reserved
+    };
+    let with = |change: fn(&mut Config)| {
+        configured(|config| {
+            config.expandable_segments = true;
+            change(config);
+        })
+    };
+    assert_eq!(reserved(expandable(), true), 160 * MIB, "what is live, and not a page more");
+    assert_eq!(reserved(expandable(), false), 220 * MIB, "a page went under running work");
+    let off = with(|config| config.page_recycling = false);
+    assert_eq!(reserved(off, true), 220 * MIB, "nothing is to move");
+    let loose = with(|config| config.page_headroom = None);
+    assert_eq!(reserved(loose, true), 168 * MIB, "5 % more than what is live");
+}
+
+/// Physical memory comes in chunks that grow with the program.
+#[test]
+fn chunks_are_a_share_of_what_is_live() {
+    let maps = |share: f64, size: u64| {
+        let sim = virtual_sim(1 << 40);
+        let config = configured(|config| {
+            config.expandable_segments = true;
+            config.chunk_share = share;
+            config.page_headroom = Some(0.0);
+        });
+        let allocator = Allocator::new(sim.clone(), config);
+        let held = allocator.allocate(size).expect("room");
+        let maps = sim.calls().map;
+        drop(held);
+        assert_emptied(&allocator);
+        maps
+    };
+    assert_eq!(maps(0.0, 640 * MIB), 32, "pages of 20 MiB");
+    assert_eq!(maps(1.0, 640 * MIB), 1);
+    assert_eq!(maps(1.0 / 64.0, 640 * MIB), 32, "a run takes no more");
+    assert_eq!(maps(1.0 / 16.0, 640 * MIB), 16);
+    assert_eq!(maps(1.0 / 2048.0, 2 * MIB), 1, "no chunk is smaller than a page");
 }

@@ -10,10 +10,11 @@ use crate::allocator::sync::{AtomicU32, FastGuard, FastLock, Ordering};
 use crate::backend::{Backend, Lost, VirtualMemory};
 use crate::config::Config;
 use crate::core::arena::{Arena, Freed};
-use crate::core::dismantle::MappedRun;
+use crate::core::chunks::Chunk;
 use crate::core::hit::Terms;
 use crate::core::ledger::{ALL, Gauge};
 use crate::id::{AllocationId, ArenaId};
+use crate::units::to_bytes;
 
 /// Memory as the core carries it: shared with calls that are under way, never with users.
 pub(super) type Memory<B> = Arc<Piece<B>>;
@@ -166,8 +167,8 @@ impl<B: Backend> Cell<B> {
         }
     }
 
-    fn give_back(&self, users: Vec<ArenaId>, pieces: Vec<(Memory<B>, Vec<MappedRun>)>) {
-        if pieces.iter().any(|(_, pages)| !pages.is_empty()) {
+    fn give_back(&self, users: Vec<ArenaId>, pieces: Vec<(Memory<B>, Vec<Chunk>)>) {
+        if pieces.iter().any(|(_, chunks)| !chunks.is_empty()) {
             // Pages may be taken out only when the work on them is done, whoever's it is.
             for user in users {
                 if let Err(lost) = self.places.synchronize(user, &self.backend) {
@@ -175,13 +176,9 @@ impl<B: Backend> Cell<B> {
                 }
             }
         }
-        for (piece, pages) in pieces {
-            for (page, run) in pages {
-                let memory = &piece.memory;
-                let gone = unmap_pages(&*self.backend, memory, page, run.offset, run.size);
-                if let Err(lost) = gone {
-                    log::warn!("aquifer: while giving memory back: {lost}");
-                }
+        for (piece, chunks) in pieces {
+            if let Err(lost) = unmap_chunks(&*self.backend, &piece.memory, &chunks) {
+                log::warn!("aquifer: while giving memory back: {lost}");
             }
             give_back(&*self.backend, piece);
         }
@@ -198,26 +195,22 @@ impl<B: Backend> Drop for Cell<B> {
     }
 }
 
-/// Takes pages out and gives them back to the device.
+/// Takes chunks out and gives them back to the device.
 ///
 /// # Errors
-/// If the device is gone; then all pages are.
-pub(super) fn unmap_pages<B: Backend>(
+/// If the device is gone; then all chunks are.
+pub(super) fn unmap_chunks<B: Backend>(
     backend: &B,
     memory: &B::Memory,
-    page: u64,
-    offset: u64,
-    size: u64,
+    chunks: &[Chunk],
 ) -> Result<(), Lost> {
     let Some(virtual_memory) = backend.virtual_memory() else { return Ok(()) };
     let mut outcome = Ok(());
-    let mut at = offset;
-    while at < offset + size {
-        match virtual_memory.unmap(memory, at) {
+    for chunk in chunks {
+        match virtual_memory.unmap(memory, to_bytes(chunk.start)) {
             Ok(chunk) => virtual_memory.release(chunk),
             Err(lost) => outcome = Err(lost),
         }
-        at += page;
     }
     outcome
 }

@@ -4,17 +4,18 @@
 //! device is remembered at the first call that says so, and every later request answers with it.
 
 use crate::allocator::allocation::{AllocError, Allocation};
-use crate::allocator::cell::{Memory, Piece, give_back, unmap_pages};
+use crate::allocator::cell::{Memory, Piece, give_back, unmap_chunks};
 use crate::allocator::pressure::Pressure;
 use crate::allocator::shared::{Event, Shared, StepOf};
 use crate::allocator::sync::Ordering;
 use crate::backend::{Backend, GrowError, Lost, MemoryKind, VirtualMemory};
 use crate::core::arena::{Grant, Want};
+use crate::core::chunks::Run;
 use crate::core::expand::{MapPlan, UnmapPlan};
 use crate::core::miss::Miss;
 use crate::core::step::{Growth, Step};
 use crate::id::ArenaId;
-use crate::units::Bytes;
+use crate::units::{Bytes, to_bytes};
 use std::sync::{Arc, PoisonError};
 
 impl<B: Backend> Shared<B> {
@@ -142,70 +143,69 @@ impl<B: Backend> Shared<B> {
         let Some(virtual_memory) = self.backend.virtual_memory() else {
             return Err(GrowError::TooLarge);
         };
-        let chunks = self.gather_chunks(virtual_memory, plan)?;
+        let mut chunks = self.gather_chunks(virtual_memory, plan)?.into_iter();
         let memory = &plan.memory_ref().memory;
-        let mut chunks = chunks.into_iter();
         let mut mapped = Vec::new();
         let mut failed = None;
-        'runs: for run in &plan.runs {
-            let mut at = run.offset;
-            while at < run.offset + run.size {
-                let chunk = chunks.next().expect("one chunk was gathered for each page");
-                if let Err((chunk, error)) = virtual_memory.map(memory, at, chunk) {
-                    virtual_memory.release(chunk);
-                    failed = Some(error);
-                    break 'runs;
-                }
-                mapped.push(at);
-                at += plan.page;
-            }
-            if let Err(error) = virtual_memory.set_access(memory, run.offset, run.size) {
+        for (piece, chunk) in plan.pieces.iter().zip(&mut chunks) {
+            if let Err((chunk, error)) = virtual_memory.map(memory, piece.offset, chunk) {
+                virtual_memory.release(chunk);
                 failed = Some(error);
                 break;
             }
+            mapped.push(piece.chunk());
+        }
+        if failed.is_none() {
+            let access = |run: &Run| virtual_memory.set_access(memory, run.offset, run.size);
+            failed = plan.runs.iter().find_map(|run| access(run).err());
         }
         let Some(error) = failed else { return Ok(()) };
-        for at in mapped {
-            if let Err(lost) = unmap_pages(&*self.backend, memory, plan.page, at, plan.page) {
-                self.lose(&lost);
-            }
+        if let Err(lost) = unmap_chunks(&*self.backend, memory, &mapped) {
+            self.lose(&lost);
         }
         chunks.for_each(|chunk| virtual_memory.release(chunk));
         Err(error)
     }
 
-    /// One chunk for each page: first those of the donors, then new ones.
+    /// One chunk for each piece: of the donors, which give the rest of theirs back, or a new one.
     fn gather_chunks(
         &self,
         virtual_memory: &B::Virtual,
         plan: &MapPlan<Memory<B>>,
     ) -> Result<Vec<<B::Virtual as VirtualMemory>::Chunk>, GrowError> {
-        let mut chunks = Vec::new();
+        let mut taken = Vec::new();
         let mut failed: Option<GrowError> = None;
         for pages in &plan.donors {
-            let mut at = pages.run.offset;
-            while at < pages.run.offset + pages.run.size {
-                match virtual_memory.unmap(&pages.memory_ref().memory, at) {
+            for chunk in &pages.chunks {
+                let memory = &pages.memory_ref().memory;
+                let outcome = virtual_memory.unmap(memory, to_bytes(chunk.start));
+                taken.push(outcome.map_err(|lost| failed = Some(lost.into())).ok());
+            }
+        }
+        let used: Vec<usize> = plan.pieces.iter().filter_map(|piece| piece.taken).collect();
+        // What is given back makes room for what is new.
+        for (at, chunk) in taken.iter_mut().enumerate() {
+            if let Some(chunk) = chunk.take_if(|_| failed.is_some() || !used.contains(&at)) {
+                virtual_memory.release(chunk);
+            }
+        }
+        let mut chunks = Vec::new();
+        for piece in &plan.pieces {
+            if failed.is_some() {
+                break;
+            }
+            match piece.taken.and_then(|at| taken[at].take()) {
+                Some(chunk) => chunks.push(chunk),
+                None => match virtual_memory.create(piece.size) {
                     Ok(chunk) => chunks.push(chunk),
-                    Err(lost) => failed = Some(lost.into()),
-                }
-                at += pages.page;
+                    Err(error) => failed = Some(error),
+                },
             }
         }
-        let wanted: Bytes = plan.runs.iter().map(|run| run.size / plan.page).sum();
-        while failed.is_none() && (chunks.len() as Bytes) < wanted {
-            match virtual_memory.create(plan.page) {
-                Ok(chunk) => chunks.push(chunk),
-                Err(error) => failed = Some(error),
-            }
-        }
-        match failed {
-            None => Ok(chunks),
-            Some(error) => {
-                chunks.into_iter().for_each(|chunk| virtual_memory.release(chunk));
-                Err(error)
-            }
-        }
+        let Some(error) = failed else { return Ok(chunks) };
+        let rest = taken.into_iter().flatten();
+        chunks.into_iter().chain(rest).for_each(|chunk| virtual_memory.release(chunk));
+        Err(error)
     }
 
     /// Does a step that belongs to no single request.
@@ -280,9 +280,8 @@ impl<B: Backend> Shared<B> {
 
     fn unmap(&self, mut plan: UnmapPlan<Memory<B>>) {
         for pages in &plan.pages {
-            let run = pages.run;
             let memory = &pages.memory_ref().memory;
-            let gone = unmap_pages(&*self.backend, memory, pages.page, run.offset, run.size);
+            let gone = unmap_chunks(&*self.backend, memory, &pages.chunks);
             if let Err(lost) = gone {
                 self.lose(&lost);
             }

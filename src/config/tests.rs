@@ -57,6 +57,7 @@ fn the_torch_preset_has_pytorchs_constants() {
     assert_eq!((torch.headroom, torch.trim_age), (None, None));
     assert!(!torch.reject_before_driver && !torch.expandable_segments && !torch.cross_stream);
     assert!(!torch.trim_private_pools && !torch.exact_growth && !torch.page_recycling);
+    assert_eq!((torch.page_headroom, torch.chunk_share), (None, 0.0), "pages of one size");
     assert!(!torch.front_cache);
     assert!(torch.harvest_every_allocate && !torch.graph_capture_record_stream_reuse);
     assert_eq!((torch.event_batch_count, torch.tie_walk), (1, u32::MAX));
@@ -86,6 +87,8 @@ fn the_default_preset_differs_from_torch_in_these_fields_only() {
         config.headroom_learned_max = 0.25;
         config.collect_without_limit = true;
         config.page_recycling = true;
+        config.page_headroom = Some(0.004);
+        config.chunk_share = 1.0 / 2048.0;
         config.front_cache = true;
         config.pinned.max_round_threshold = Some(0);
     });
@@ -129,6 +132,10 @@ fn validation_names_the_field_that_is_wrong() {
         ("headroom", |c| c.headroom = Some(-0.01)),
         ("headroom_learned_max", |c| c.headroom_learned_max = -0.01),
         ("headroom_learned_max", |c| c.headroom_learned_max = f64::NAN),
+        ("page_headroom", |c| c.page_headroom = Some(-0.01)),
+        ("page_headroom", |c| c.page_headroom = Some(f64::INFINITY)),
+        ("chunk_share", |c| c.chunk_share = -0.01),
+        ("chunk_share", |c| c.chunk_share = f64::NAN),
         ("headroom", |c| c.headroom = Some(f64::INFINITY)),
         ("headroom", |c| c.headroom = Some(f64::NAN)),
         ("event_batch_count", |c| c.event_batch_count = 0),

@@ -14,55 +14,64 @@
 //! before, less the pages of donors, which went back to the device. Pages may be taken out only
 //! when the work on them is known to be complete: unmapping under a running kernel is a fault.
 //!
-//! The shape follows PyTorch's expandable segments (PR #96995): lowest addresses first, one page
-//! size for each size group. One `set_access` for each run; recycled pages cost one unmap and one
-//! map.
+//! How much may be mapped follows the program closely, since pages can be moved where segments can
+//! only be given back whole: a growth that would push reserved above (1 + `page_headroom`) times
+//! the high-water mark takes the pages of holes elsewhere (see `recycle`).
+//!
+//! What it costs, in backend calls: a growth of `n` chunks 2n (create, map), and one `set_access`
+//! for each run of addresses; a recycled chunk two (unmap, map) and now and then an event that
+//! tells that the work on it is done. So chunks are as large as they can be and still be moved: a
+//! chunk that is half in use strands the other half. With chunks of 1/2048 of the high-water mark,
+//! 20 traces need 0.5 % more than what is live, with chunks of 1/256 0.8 % and a third of the
+//! calls, with pages of 2 MiB 0.4 % and up to ten times as many.
+//!
+//! The shape follows PyTorch's expandable segments (PR #96995): lowest addresses first. With the
+//! torch preset chunks are its pages, one size for each size group, and nothing moves.
 
 use crate::core::arena::{Grant, Want};
-use crate::core::block::{Block, State};
-use crate::core::classes::Group;
+use crate::core::chunks::{self, Chunk, Piece, Run};
+use crate::core::classes::{self, Group};
 use crate::core::ledger::Entry;
 use crate::core::miss::Miss;
-use crate::core::pool::Pool;
-use crate::core::segment::{merge_next, split, vacate};
+use crate::core::segment::merge_next;
 use crate::core::state::World;
 use crate::core::step::{Growth, Step};
 use crate::id::{ArenaId, BlockId, SegmentId, SideId};
 use crate::units::{Bytes, SEGMENT_MAX, align_down, align_up, to_bytes, to_granules};
+
+/// A growth brings so many chunks, if it may: 1/256 of the high-water mark by default.
+const GROWTH_CHUNKS: Bytes = 8;
+
+/// A run of addresses takes about so many chunks at most, however small those of the program are:
+/// what begins with large requests that stay would come in thousands.
+const RUN_CHUNKS: Bytes = 32;
 
 /// Pages to be put behind addresses. Offsets and sizes in bytes.
 #[derive(Debug)]
 pub(crate) struct MapPlan<M> {
     /// Present until the pages are mapped.
     memory: Option<M>,
-    pub(crate) page: Bytes,
     /// Runs of addresses that lack pages.
     pub(crate) runs: Vec<Run>,
-    /// Pages to be taken from elsewhere; they go first, new ones make up the rest.
+    /// The chunks that fill the runs, in order.
+    pub(crate) pieces: Vec<Piece>,
+    /// Pages to be taken from elsewhere; what no piece uses is given back before new ones come.
     pub(crate) donors: Vec<Pages<M>>,
-    /// New physical memory.
-    fresh: Bytes,
+    /// What W1 counts until the pages are mapped: what comes beyond what donors give.
+    charged: Bytes,
     arena: ArenaId,
     segment: SegmentId,
     claimed: Vec<BlockId>,
-}
-
-/// A run of pages, in bytes from the start of the segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Run {
-    pub(crate) offset: Bytes,
-    pub(crate) size: Bytes,
 }
 
 /// Pages that are to be taken out.
 #[derive(Debug)]
 pub(crate) struct Pages<M> {
     /// Present until the pages are taken out.
-    memory: Option<M>,
-    pub(crate) page: Bytes,
-    pub(crate) run: Run,
-    arena: ArenaId,
-    block: BlockId,
+    pub(super) memory: Option<M>,
+    pub(crate) chunks: Vec<Chunk>,
+    pub(super) arena: ArenaId,
+    pub(super) block: BlockId,
 }
 
 /// Pages to be taken out and given back.
@@ -78,6 +87,10 @@ fn borrowed<M>(memory: &Option<M>) -> &M {
 }
 
 impl<M> Pages<M> {
+    pub(super) fn bytes(&self) -> Bytes {
+        self.chunks.iter().map(|chunk| to_bytes(chunk.size)).sum()
+    }
+
     pub(crate) fn memory_ref(&self) -> &M {
         borrowed(&self.memory)
     }
@@ -103,30 +116,48 @@ impl<M> UnmapPlan<M> {
     }
 }
 
-/// A free block with whole pages in it.
-#[derive(Debug, Clone, Copy)]
-struct Hole {
-    arena: ArenaId,
-    block: BlockId,
-    /// Granules: first page to end of the last page.
-    start: u32,
-    end: u32,
-}
-
-/// The whole pages of a block, in granules.
-fn whole_pages(block: &Block, page: u32) -> Option<(u32, u32)> {
-    let start = block.offset.checked_next_multiple_of(page)?;
-    let end = block.end() - block.end() % page;
-    (start < end).then_some((start, end))
-}
-
 impl<M: Clone, E: Clone> World<'_, M, E> {
+    /// Bytes of which the chunks of a new range are made.
     fn page_size(&self, group: Group) -> Bytes {
         let page = match group {
-            Group::Small => self.config.small_segment,
-            Group::Large => self.config.large_segment,
+            Group::Large if self.config.chunk_share == 0.0 => self.config.large_segment,
+            _ => self.config.small_segment,
         };
         align_up(page, self.device.granularity)
+    }
+
+    /// What may be reserved by pages while `want` is served.
+    fn page_target(&self, want: &Want) -> Bytes {
+        let target = match self.config.page_headroom {
+            Some(headroom) => {
+                let high_water = self.high_water(want);
+                Some(high_water.saturating_add((high_water as f64 * headroom) as Bytes))
+            }
+            None => self.headroom_target(want),
+        };
+        target.unwrap_or(Bytes::MAX).min(self.global.limit.unwrap_or(Bytes::MAX))
+    }
+
+    /// The largest chunk that is made where `run` bytes lack pages.
+    fn chunk_max(&self, want: &Want, run: Bytes) -> Bytes {
+        let page = self.page_size(want.group);
+        if self.config.chunk_share == 0.0 {
+            return page;
+        }
+        let share = (self.high_water(want) as f64 * self.config.chunk_share) as Bytes;
+        align_down(share, page).max(align_up(run / RUN_CHUNKS, page)).max(page)
+    }
+
+    /// How much a growth brings at least, where that is within the target: small ones come many at
+    /// a time.
+    fn growth_size(&self, want: &Want) -> Bytes {
+        match want.group {
+            Group::Large => {
+                let share = self.high_water(want) as f64 * self.config.chunk_share;
+                (share as Bytes).saturating_mul(GROWTH_CHUNKS)
+            }
+            Group::Small => 0,
+        }
     }
 
     /// Grows by pages; `None` if there is no room.
@@ -134,44 +165,72 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let want = miss.want;
         let pool = self.pool(miss.arena, want.owner, want.group);
         let needed = want.size.checked_add(want.align - 1)?;
-        let Some((segment, start)) = self.arena(miss.arena).growable_place(pool, needed, &want)
-        else {
+        let Some(place) = self.arena(miss.arena).growable_place(pool, needed, &want) else {
             return self.grow_range(miss);
         };
-        let page = to_granules(self.page_size(want.group));
-        let (claimed, runs) = self.arena(miss.arena).claim(start, needed, page);
+        let arena = &self.arenas[miss.arena.index()];
+        let page = arena.segments[place.segment.index()].page;
+        let lacking = arena.lacking(place.start, needed, page);
+        let room = self.page_target(&want).saturating_sub(self.global.reserved);
+        let over = lacking.saturating_sub(room);
+        if let Some(step) = self.learn_holes(miss, place, over) {
+            miss.stay();
+            return Some(step);
+        }
+        let more = self.growth_size(&want).min(room).saturating_sub(lacking);
+        let more = to_granules(align_down(more.min(SEGMENT_MAX), to_bytes(page)));
+        let roomy = needed.saturating_add(more);
+        let arena = self.arena(miss.arena);
+        let needed = if arena.has_run(place.start, roomy) { roomy } else { needed };
+        let (claimed, runs) = arena.claim(place.start, needed, page);
+        let plan = self.plan_map(miss, place.segment, (claimed, runs), over);
+        self.check_room(miss, plan)
+    }
+
+    /// What fills the runs of a claim; `over` bytes of it should come from elsewhere.
+    fn plan_map(
+        &mut self,
+        miss: &Miss,
+        segment: SegmentId,
+        (claimed, runs): (Vec<BlockId>, Vec<Run>),
+        over: Bytes,
+    ) -> MapPlan<M> {
+        let donors = self.find_donors(&miss.want, over);
         let lacking: Bytes = runs.iter().map(|run| run.size).sum();
-        let donors = self.find_donors(miss, lacking, page);
-        let given: Bytes = donors.iter().map(|pages| pages.run.size).sum();
+        let given: Bytes = donors.iter().map(Pages::bytes).sum();
+        let taken: Vec<Chunk> = donors.iter().flat_map(|pages| &pages.chunks).copied().collect();
+        let largest = runs.iter().map(|run| run.size).max().unwrap_or(0);
+        let fresh_max = self.chunk_max(&miss.want, largest);
+        let pieces = chunks::cut(&runs, &taken, fresh_max);
         let memory = self.arena(miss.arena).segments[segment.index()].memory.clone();
-        let mut plan = MapPlan {
+        MapPlan {
             memory: Some(memory),
-            page: to_bytes(page),
             runs,
+            pieces,
             donors,
-            fresh: lacking - given,
+            charged: lacking.saturating_sub(given),
             arena: miss.arena,
             segment,
             claimed,
-        };
+        }
+    }
+
+    /// Charges a plan, or, where the limit has no room for it, gives back what it took.
+    fn check_room(&mut self, miss: &mut Miss, mut plan: MapPlan<M>) -> Option<Step<M, E>> {
         // PyTorch checks the limit with the size that a fixed segment would have.
         let checked = match self.config.exact_growth {
-            true => plan.fresh,
-            false => crate::core::classes::segment_size(to_bytes(want.size), self.config),
+            true => plan.charged,
+            false => classes::segment_size(to_bytes(miss.want.size), self.config),
         };
         let has_room = self.global.has_room(checked);
-        self.global.charge(plan.fresh);
-        if !has_room {
-            let pages = std::mem::take(&mut plan.donors);
-            self.commit_map(miss, plan, Err(None));
-            miss.limit();
-            if pages.is_empty() {
-                return None;
-            }
-            self.global.in_flight += 1;
-            return Some(Step::Unmap(UnmapPlan { pages, bytes: given }));
+        self.global.charge(plan.charged);
+        if has_room {
+            return Some(Step::Map(plan));
         }
-        Some(Step::Map(plan))
+        let pages = std::mem::take(&mut plan.donors);
+        self.commit_map(miss, plan, Err(None));
+        miss.limit();
+        self.unmap_step(pages).map(Step::Unmap)
     }
 
     /// The size of a range for `want`: room for the whole device and some, as in PyTorch. `None` if
@@ -219,100 +278,6 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         segment.holes.push(segment.first);
     }
 
-    /// Pages of holes elsewhere, largest holes first, for what the limit or the headroom does not
-    /// allow to be new.
-    fn find_donors(&mut self, miss: &Miss, lacking: Bytes, page: u32) -> Vec<Pages<M>> {
-        if !self.config.page_recycling {
-            return Vec::new();
-        }
-        let ceiling = self.headroom_target(&miss.want).unwrap_or(Bytes::MAX);
-        let ceiling = ceiling.min(self.global.limit.unwrap_or(Bytes::MAX));
-        let over = (self.global.reserved + lacking).saturating_sub(ceiling);
-        let wanted = align_up(over, to_bytes(page)).min(lacking);
-        let group = miss.want.group;
-        let trim_private = self.config.trim_private_pools;
-        let donates = |pool: &Pool| {
-            pool.group == group && crate::core::trim::is_trimmable(pool, trim_private)
-        };
-        self.take_holes(wanted, donates)
-    }
-
-    /// Takes whole pages worth at most `budget` bytes out of holes on which no work runs.
-    fn take_holes(&mut self, budget: Bytes, from: impl Fn(&Pool) -> bool) -> Vec<Pages<M>> {
-        let mut taken = Vec::new();
-        let mut left = budget;
-        for hole in self.holes(from) {
-            let block = &self.arenas[hole.arena.index()].blocks[hole.block.index()];
-            let done = self.is_completed(&self.point(hole.arena, block.tick));
-            let page = self.arenas[hole.arena.index()].segments[block.segment.index()].page;
-            // What is left may exceed what granules of one segment can count.
-            let room = to_granules(align_down(left.min(SEGMENT_MAX), to_bytes(page)));
-            let size = (hole.end - hole.start).min(room);
-            if done && size > 0 {
-                taken.push(self.take_pages(Hole { end: hole.start + size, ..hole }));
-                left -= to_bytes(size);
-            }
-        }
-        taken
-    }
-
-    /// Free blocks with whole pages, largest first; none of streams under capture.
-    fn holes(&self, from: impl Fn(&Pool) -> bool) -> Vec<Hole> {
-        let mut holes = Vec::new();
-        for (index, arena) in self.arenas.iter().enumerate() {
-            let id = ArenaId::from_index(index);
-            if self.global.is_apart(id) {
-                continue;
-            }
-            for pool in arena.pools.iter().filter(|pool| from(pool)) {
-                let page = to_granules(self.page_size(pool.group));
-                let first = pool.free.best_fit(&arena.blocks, page);
-                let large = std::iter::successors(first, |&at| pool.free.after(&arena.blocks, at));
-                holes.extend(large.filter_map(|at| {
-                    let block = &arena.blocks[at.index()];
-                    let segment = &arena.segments[block.segment.index()];
-                    let (start, end) =
-                        whole_pages(block, segment.page.max(1)).filter(|_| segment.is_virtual())?;
-                    Some(Hole { arena: id, block: at, start, end })
-                }));
-            }
-        }
-        holes.sort_by_key(|hole| std::cmp::Reverse(hole.end - hole.start));
-        holes
-    }
-
-    /// Cuts pages out of a free block; they are claimed until [`Self::forget_pages`].
-    fn take_pages(&mut self, hole: Hole) -> Pages<M> {
-        let config = self.config;
-        let arena = &mut *self.arenas[hole.arena.index()];
-        let segment_id = arena.blocks[hole.block.index()].segment;
-        let pool = arena.segments[segment_id.index()].pool;
-        arena.pools[pool].free.remove(&mut arena.blocks, hole.block);
-        arena.blocks[hole.block.index()].state = State::Claimed { mapped: false };
-        let mut middle = hole.block;
-        let front = hole.start - arena.blocks[middle.index()].offset;
-        if front > 0 {
-            let state = State::Claimed { mapped: false };
-            middle = split(&mut arena.blocks, hole.block, front, state);
-            arena.make_free(hole.block, config);
-        }
-        let size = hole.end - hole.start;
-        if arena.blocks[middle.index()].size > size {
-            let state = State::Claimed { mapped: false };
-            let back = split(&mut arena.blocks, middle, size, state);
-            arena.make_free(back, config);
-        }
-        let segment = &mut arena.segments[segment_id.index()];
-        segment.busy += 1;
-        segment.mapped -= size;
-        let (page, memory) = (to_bytes(segment.page), segment.memory.clone());
-        let (group, owner) = (arena.pools[pool].group, arena.pools[pool].owner);
-        arena.ledger.apply(group, Entry::Unmap { size });
-        self.global.owners[owner.index()].book_reserved(group, -(to_bytes(size) as i64));
-        let run = Run { offset: to_bytes(hole.start), size: to_bytes(size) };
-        Pages { memory: Some(memory), page, run, arena: hole.arena, block: middle }
-    }
-
     /// The pages are mapped, or everything is as before, less the donors' pages.
     pub(crate) fn commit_map(
         &mut self,
@@ -321,13 +286,13 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         outcome: Result<(), Option<Bytes>>,
     ) -> Option<Grant> {
         self.global.end_growth();
-        let given: Bytes = plan.donors.iter().map(|pages| pages.run.size).sum();
+        let given: Bytes = plan.donors.iter().map(Pages::bytes).sum();
         let donors = plan.donors.len() as u64;
         for pages in plan.donors {
             self.forget_pages(pages);
         }
         if let Err(device_free) = outcome {
-            self.global.reserved -= plan.fresh + given;
+            self.global.reserved -= plan.charged + given;
             self.global.counts.device_free += donors;
             self.global.refusals += 1;
             miss.own_refusal();
@@ -340,15 +305,18 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             return None;
         }
         // Recycled pages neither came from the device nor went back to it.
-        self.global.counts.device_alloc += if plan.fresh > 0 { plan.runs.len() as u64 } else { 0 };
+        let is_fresh = plan.pieces.iter().any(|piece| piece.taken.is_none());
+        self.global.counts.device_alloc += if is_fresh { plan.runs.len() as u64 } else { 0 };
         let (owner, group) = (miss.want.owner, miss.want.group);
         let config = self.config;
         let mapped: Bytes = plan.runs.iter().map(|run| run.size).sum();
+        self.global.reserved = self.global.reserved - plan.charged - given + mapped;
         self.global.owners[owner.index()].book_reserved(group, mapped as i64);
         let arena = &mut *self.arenas[plan.arena.index()];
         arena.ledger.apply(group, Entry::Map { size: to_granules(mapped) });
         let segment = &mut arena.segments[plan.segment.index()];
         segment.mapped += to_granules(mapped);
+        plan.pieces.iter().for_each(|piece| segment.chunks.insert(piece.chunk()));
         segment.busy -= plan.claimed.len() as u32;
         for _ in 1..plan.claimed.len() {
             merge_next(&mut arena.blocks, plan.claimed[0]);
@@ -371,70 +339,5 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 arena.make_unmapped(block);
             }
         }
-    }
-
-    fn forget_pages(&mut self, pages: Pages<M>) {
-        self.arena(pages.arena).make_unmapped(pages.block);
-    }
-
-    /// What a trim takes out: whole free pages, at most `budget` bytes.
-    pub(crate) fn plan_unmap(
-        &mut self,
-        budget: Bytes,
-        from: impl Fn(&Pool) -> bool,
-    ) -> Option<UnmapPlan<M>> {
-        let pages = self.take_holes(budget, from);
-        if pages.is_empty() {
-            return None;
-        }
-        self.global.in_flight += 1;
-        let bytes = pages.iter().map(|pages| pages.run.size).sum();
-        Some(UnmapPlan { pages, bytes })
-    }
-
-    /// The pages are given back.
-    pub(crate) fn commit_unmap(&mut self, plan: UnmapPlan<M>) {
-        self.global.in_flight -= 1;
-        self.global.reserved -= plan.bytes;
-        self.global.returns += 1;
-        self.global.counts.device_free += plan.pages.len() as u64;
-        for pages in plan.pages {
-            self.forget_pages(pages);
-        }
-    }
-
-    /// The newest tick of a stream's own work on pages that could go.
-    pub(crate) fn newest_page_use(
-        &self,
-        stream: ArenaId,
-        from: impl Fn(&Pool) -> bool,
-    ) -> Option<u64> {
-        let holes = self.holes(from).into_iter().filter(|hole| hole.arena == stream);
-        let arena = &self.arenas[stream.index()];
-        let tick = holes.map(|hole| arena.blocks[hole.block.index()].tick).max()?;
-        Some(self.point(stream, tick).tick)
-    }
-
-    /// Takes ranges without pages out of the books; their memory is the caller's to give back.
-    pub(crate) fn detach_ranges(&mut self, from: impl Fn(&Pool) -> bool) -> Vec<M> {
-        let mut memories = Vec::new();
-        for arena in &mut self.arenas {
-            let pools = &arena.pools;
-            let empty = |id: usize| {
-                let segment = &arena.segments[id];
-                segment.is_virtual()
-                    && segment.mapped == 0
-                    && segment.busy == 0
-                    && from(&pools[segment.pool])
-            };
-            let ids: Vec<usize> =
-                arena.segments.iter().map(|entry| entry.0).filter(|&id| empty(id)).collect();
-            for id in ids {
-                let segment = arena.segments.remove(id);
-                vacate(&mut arena.blocks, segment.first);
-                memories.push(segment.memory);
-            }
-        }
-        memories
     }
 }

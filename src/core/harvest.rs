@@ -33,7 +33,7 @@ pub(crate) enum Event<E> {
 impl<M: Clone, E: Clone> World<'_, M, E> {
     /// A poll of the oldest event of every stream, but of those under capture; `None` when there is
     /// none, or the last poll brought nothing.
-    fn poll(&self, polled: &mut Polled) -> Option<Step<M, E>> {
+    pub(crate) fn poll(&self, polled: &mut Polled) -> Option<Step<M, E>> {
         let completed = self.global.clocks.iter().map(|clock| clock.completed).sum();
         if polled.0.replace(completed) == Some(completed) {
             return None;

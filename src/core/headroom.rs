@@ -55,11 +55,16 @@ impl<M, E: Clone> World<'_, M, E> {
     /// What headroom allows to be reserved while `want` is served, if it is on.
     pub(crate) fn headroom_target(&self, want: &Want) -> Option<Bytes> {
         let headroom = self.config.headroom?;
-        let active = self.total(Gauge::ActiveBytes);
-        let high_water = self.active_peak().max(active + to_bytes(want.size));
+        let high_water = self.high_water(want);
         // Any finite factor is allowed; what is beyond 64 bits saturates.
         let share = (high_water as f64 * headroom) as Bytes;
         Some(high_water.saturating_add(share).saturating_add(self.global.regret.learned))
+    }
+
+    /// The most bytes that were ever active, `want` counted as if it were served.
+    pub(crate) fn high_water(&self, want: &Want) -> Bytes {
+        let active = self.total(Gauge::ActiveBytes);
+        self.active_peak().max(active + to_bytes(want.size))
     }
 
     /// The most that headroom may learn, in bytes: a share of the high-water mark, and one segment,

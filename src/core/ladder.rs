@@ -263,7 +263,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         })
     }
 
-    fn last_use(&self, home: ArenaId, block: BlockId) -> Mark {
+    pub(crate) fn last_use(&self, home: ArenaId, block: BlockId) -> Mark {
         self.point(home, self.arenas[home.index()].blocks[block.index()].tick)
     }
 

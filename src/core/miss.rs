@@ -1,7 +1,7 @@
 //! One request that missed: how far it is on the ladder, and what it met there.
 
 use crate::core::arena::Want;
-use crate::core::harvest::Harvest;
+use crate::core::harvest::{Harvest, Polled};
 use crate::core::trim::Trim;
 use crate::id::ArenaId;
 use crate::units::Bytes;
@@ -18,6 +18,8 @@ pub(crate) struct Miss<'a> {
     pub(super) rung: usize,
     pub(super) started: bool,
     pub(super) harvest: Harvest,
+    /// How far all streams were when it was last asked whether work on free pages is done.
+    pub(super) polled_holes: Polled,
     /// Events are to be harvested before the first search.
     pub(super) harvest_first: bool,
     /// The program has callbacks that were not asked yet.
@@ -47,6 +49,7 @@ impl<'a> Miss<'a> {
             rung: 0,
             started: false,
             harvest: Harvest::default(),
+            polled_holes: Polled::default(),
             harvest_first: harvest,
             callbacks,
             refused: false,

@@ -8,6 +8,7 @@
 //! |-------------|--------------|
 //! | `classes`   | request size → block size → segment size |
 //! | `block`     | one block record and its states |
+//! | `chunks`    | physical memory behind a range of addresses |
 //! | `segment`   | one segment: its blocks in address order; split and merge |
 //! | `bins`      | free blocks of a pool by size; exact best fit |
 //! | `pool`      | (stream, size group, owner): bins and idle segments |
@@ -27,13 +28,15 @@
 //! | `headroom`  | how much may be reserved, and what experience adds |
 //! | `trim`      | what is given back, in which order, and why |
 //! | `pages`     | pages of one range: claiming, unmapping, merging |
-//! | `expand`    | virtual memory: mapping and recycling of pages |
+//! | `recycle`   | which free pages can be taken out, and taking them |
+//! | `expand`    | virtual memory: mapping of pages |
 //! | `dismantle` | taking an arena apart |
 //! | `verify`    | checks every numbered invariant |
 
 pub(crate) mod arena;
 pub(crate) mod bins;
 pub(crate) mod block;
+pub(crate) mod chunks;
 pub(crate) mod classes;
 pub(crate) mod dismantle;
 pub(crate) mod expand;
@@ -49,6 +52,7 @@ pub(crate) mod owners;
 pub(crate) mod pages;
 pub(crate) mod pool;
 pub(crate) mod recording;
+pub(crate) mod recycle;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub(crate) mod step;

@@ -4,38 +4,67 @@
 
 use crate::core::arena::{Arena, Want};
 use crate::core::block::{Block, State};
-use crate::core::expand::Run;
+use crate::core::chunks::Run;
 use crate::core::segment::{merge_next, split};
 use crate::id::{BlockId, SegmentId};
-use crate::units::to_bytes;
+use crate::units::{Bytes, to_bytes};
+
+/// Where a range can grow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) segment: SegmentId,
+    /// The first of the blocks, free or unmapped, that will hold the request.
+    pub(crate) start: BlockId,
+}
 
 impl<M> Arena<M> {
     /// The lowest place in a pool's ranges where free and unmapped blocks together hold `needed`
     /// granules: the oldest segment, then the lowest offset.
-    pub(crate) fn growable_place(
-        &self,
-        pool: usize,
-        needed: u32,
-        want: &Want,
-    ) -> Option<(SegmentId, BlockId)> {
+    pub(crate) fn growable_place(&self, pool: usize, needed: u32, want: &Want) -> Option<Place> {
         let ranges = self.segments.iter().filter(|(id, segment)| {
             let avoided = self.is_avoided(SegmentId::from_index(*id), want);
             segment.is_virtual() && segment.pool == pool && !avoided
         });
         let places = ranges.flat_map(|(id, segment)| {
-            let at = move |&hole: &BlockId| (segment.number, SegmentId::from_index(id), hole);
+            let at = move |&hole: &BlockId| (segment, SegmentId::from_index(id), hole);
             segment.holes.iter().map(at)
         });
-        let fitting = places.filter_map(|(number, segment, hole)| {
+        let fitting = places.filter_map(|(range, segment, hole)| {
             let prev = self.blocks[hole.index()].prev;
             let start = match self.blocks.get(prev.index()) {
                 Some(block) if block.is_free() => prev,
                 _ => hole,
             };
             let offset = self.blocks[start.index()].offset;
-            self.has_run(start, needed).then_some((number, offset, segment, start))
+            let key = (range.number, offset);
+            self.has_run(start, needed).then_some((key, Place { segment, start }))
         });
-        fitting.min_by_key(|place| (place.0, place.1)).map(|place| (place.2, place.3))
+        fitting.min_by_key(|place| place.0).map(|place| place.1)
+    }
+
+    /// The blocks from `start` on that hold `needed` granules.
+    pub(crate) fn run_blocks(&self, start: BlockId, needed: u32) -> Vec<BlockId> {
+        let (mut run, mut at, mut found) = (Vec::new(), start, 0_u32);
+        while let Some(block) = self.blocks.get(at.index()).filter(|_| found < needed) {
+            run.push(at);
+            found = found.saturating_add(block.size);
+            at = block.next;
+        }
+        run
+    }
+
+    /// Bytes of pages that a run of `needed` granules from `start` on lacks.
+    pub(crate) fn lacking(&self, start: BlockId, needed: u32, page: u32) -> Bytes {
+        let (mut found, mut lacking) = (0, 0);
+        for at in self.run_blocks(start, needed) {
+            let block = &self.blocks[at.index()];
+            if block.is_unmapped() {
+                let pages = (needed - found).min(block.size).div_ceil(page);
+                lacking += to_bytes(page) * Bytes::from(pages);
+            }
+            found = found.saturating_add(block.size);
+        }
+        lacking
     }
 
     /// Whether free and unmapped blocks from `at` on hold `needed` granules.

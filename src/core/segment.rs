@@ -18,6 +18,7 @@
 //! - I4: `mapped` = Σ size of its blocks with memory behind them; fixed segments: `mapped == size`.
 //! - I5: a fixed segment is in its pool's idle list ⇔ `busy == 0`.
 //! - I6: Unmapped blocks begin and end at multiples of `page`.
+//! - I7: `chunks` cover exactly the mapped blocks of a virtual segment (see `chunks`).
 //!
 //! A segment carries its memory as an opaque value `M`: it moves with the segment and can be lost
 //! only by being handed out for release.
@@ -25,8 +26,10 @@
 use slab::Slab;
 
 use crate::core::block::{Block, State};
+use crate::core::chunks::Chunks;
 use crate::ds::records::Records;
 use crate::id::{BlockId, SegmentId};
+use crate::units::{Bytes, to_bytes};
 
 /// One backend allocation, or one range of addresses.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ pub(crate) struct Segment<M> {
     pub(crate) pool: usize,
     /// Granules.
     pub(crate) size: u32,
-    /// Granules of a page if this is virtual memory, 0 if it is fixed.
+    /// Granules of a page, of which chunks are made, if this is virtual memory; 0 if it is fixed.
     pub(crate) page: u32,
     /// Granules with memory behind them.
     pub(crate) mapped: u32,
@@ -49,6 +52,8 @@ pub(crate) struct Segment<M> {
     pub(crate) idle: Idle,
     /// Its Unmapped blocks, in no order: few, for what is unmapped merges.
     pub(crate) holes: Vec<BlockId>,
+    /// What is mapped, if this is virtual memory.
+    pub(crate) chunks: Chunks,
     pub(crate) memory: M,
 }
 
@@ -74,6 +79,14 @@ impl<M> Segment<M> {
     #[inline]
     pub(crate) fn is_virtual(&self) -> bool {
         self.page != 0
+    }
+
+    /// What can be given back of a free run: whole chunks, or all of a fixed segment. Bytes.
+    pub(crate) fn whole_bytes(&self, start: u32, end: u32) -> Bytes {
+        if self.is_virtual() {
+            return self.chunks.within(start, end).iter().map(|chunk| to_bytes(chunk.size)).sum();
+        }
+        if end - start == self.size { to_bytes(self.size) } else { 0 }
     }
 }
 

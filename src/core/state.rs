@@ -25,6 +25,7 @@ use std::collections::VecDeque;
 use crate::config::Config;
 use crate::core::arena::{Arena, Grant, Want};
 use crate::core::block::{Block, Links, State};
+use crate::core::chunks::Chunks;
 use crate::core::classes::{self, Group};
 use crate::core::headroom::Regret;
 use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
@@ -316,7 +317,7 @@ impl<M, E: Clone> World<'_, M, E> {
             state: State::Unmapped,
         }));
         let idle = Idle::NEW;
-        let (mapped, busy, holes) = (0, 0, Vec::new());
+        let (mapped, busy, holes, chunks) = (0, 0, Vec::new(), Chunks::default());
         arena.segments.insert(Segment {
             number,
             pool,
@@ -328,6 +329,7 @@ impl<M, E: Clone> World<'_, M, E> {
             base,
             idle,
             holes,
+            chunks,
             memory,
         });
         id

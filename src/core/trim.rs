@@ -434,7 +434,6 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     fn releasable_of(&self, arena: &Arena<M>, segment: &Segment<M>) -> Bytes {
         let mut sum = 0;
         let mut run: Option<(u32, u32)> = None;
-        let page = if segment.is_virtual() { segment.page } else { segment.size };
         let mut at = segment.first;
         loop {
             let block = arena.blocks.get(at.index());
@@ -442,8 +441,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 (Some(block), Some((_, end))) => *end = block.end(),
                 (Some(block), None) => run = Some((block.offset, block.end())),
                 (None, Some((start, end))) => {
-                    let (first, last) = (start.div_ceil(page), *end / page);
-                    sum += to_bytes(last.saturating_sub(first) * page);
+                    sum += segment.whole_bytes(*start, *end);
                     run = None;
                 }
                 (None, None) => {}

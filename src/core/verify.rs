@@ -89,7 +89,7 @@ impl<M, E: Clone> World<'_, M, E> {
     }
 }
 
-/// Walks all segments of an arena; checks I1 to I6 and B1 to B4.
+/// Walks all segments of an arena; checks I1 to I7 and B1 to B4.
 fn verify_arena<M>(arena: &Arena<M>) -> Found {
     let mut found: Found = [[0; GAUGES]; 2];
     let (mut blocks, mut pending) = (0, 0);
@@ -132,7 +132,7 @@ struct Walk {
     gauges: [u64; GAUGES],
 }
 
-/// Walks one segment; checks I1 to I6.
+/// Walks one segment; checks I1 to I7.
 fn verify_segment<M>(arena: &Arena<M>, id: SegmentId, segment: &Segment<M>) -> Walk {
     let mut walk = Walk::default();
     let (mut at, mut before, mut offset) = (segment.first, BlockId::NONE, 0);
@@ -157,7 +157,11 @@ fn verify_segment<M>(arena: &Arena<M>, id: SegmentId, segment: &Segment<M>) -> W
             assert!(segment.holes.contains(&at), "I6 is broken: {at:?} is not among the holes");
             holes += 1;
         }
-        mapped += if block.is_mapped() { block.size } else { 0 };
+        if block.is_mapped() {
+            mapped += block.size;
+            let covered = segment.chunks.covers(block.offset, block.end());
+            assert!(covered || !segment.is_virtual(), "I7 is broken: {at:?} lacks a chunk");
+        }
         busy += u32::from(!block.is_free() && !block.is_unmapped());
         count_block(arena, segment, block, &mut walk);
         offset = block.end();
@@ -168,6 +172,9 @@ fn verify_segment<M>(arena: &Arena<M>, id: SegmentId, segment: &Segment<M>) -> W
     assert_eq!(busy, segment.busy, "I3 is broken: {id:?}");
     assert_eq!(mapped, segment.mapped, "I4 is broken: {id:?}");
     assert_eq!(holes, segment.holes.len(), "I6 is broken: a hole of {id:?} is no block of it");
+    let behind: u32 = segment.chunks.all().iter().map(|chunk| chunk.size).sum();
+    let behind = if segment.is_virtual() { behind } else { mapped };
+    assert_eq!(behind, mapped, "I7 is broken: {id:?} has chunks behind nothing");
     if !segment.is_virtual() {
         assert_eq!(mapped, segment.size, "I4 is broken: {id:?} is fixed");
         walk.gauges[Gauge::Segment as usize] += 1;

@@ -323,6 +323,9 @@ fn draw(seed: u64) -> (SimOptions, Config) {
         config.event_batch_count = [1, 2, 8, 64][random.below(4) as usize];
         config.cross_stream = random.one_in(2);
         config.page_recycling = random.one_in(2);
+        if random.one_in(3) {
+            config.chunk_share = if random.one_in(2) { 0.0 } else { 0.1 };
+        }
         config.trim_private_pools = random.one_in(2);
         config.headroom = random.one_in(2).then_some(0.05);
         config.max_split_size = random.one_in(3).then_some(20 * MIB);
