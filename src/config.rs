@@ -69,11 +69,12 @@ pub struct Config {
     /// Bytes; 1 MiB in both presets. Rounded requests up to this go to the small group, so that
     /// short-lived crumbs never pin a large segment.
     pub small_max: Bytes,
-    /// Bytes; 2 MiB in both presets. Segments of the small group, and the page by which an
-    /// expandable segment of that group grows: the mapping granularity of CUDA.
+    /// Bytes; 2 MiB in both presets. Segments of the small group, and the page of which
+    /// expandable segments are made: the mapping granularity of CUDA.
     pub small_segment: Bytes,
     /// Bytes; 20 MiB in both presets. Segments that requests between `small_max` and `large_min`
-    /// share, and the page of an expandable large segment. PyTorch's key `large_segment_size_mb`.
+    /// share, and, where `chunk_share` is off, the page of an expandable large segment. PyTorch's
+    /// key `large_segment_size_mb`.
     pub large_segment: Bytes,
     /// Bytes; 10 MiB in both presets. Requests from here on get a segment of their own size.
     pub large_min: Bytes,

@@ -154,7 +154,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     fn take_holes(&mut self, holes: Vec<Hole>, amount: Amount) -> Vec<Pages<M>> {
         let mut taken = Vec::new();
         let mut amount = amount;
-        for hole in holes.into_iter().filter(|hole| self.is_done(hole)).collect::<Vec<_>>() {
+        for hole in holes {
+            if !self.is_done(&hole) {
+                continue;
+            }
             let arena = &self.arenas[hole.arena.index()];
             let segment = &arena.segments[arena.blocks[hole.block.index()].segment.index()];
             let chunks = segment.chunks.within(hole.start, hole.end);
