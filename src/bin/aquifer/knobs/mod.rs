@@ -35,6 +35,8 @@ macro_rules! knobs {
 pub(crate) const KNOBS: &[Knob] = knobs![
     headroom,
     headroom_learned_max,
+    page_headroom,
+    chunk_share,
     cross_stream,
     front_cache,
     spare_idle_count,
