@@ -2,8 +2,8 @@
 //!
 //! A [`Config`] is plain data. Two presets exist:
 //!
-//! - [`Config::default`] is ours: no slack inside blocks, reuse across streams, cached memory that
-//!   follows the program's high-water mark.
+//! - [`Config::default`] is ours: hardly any slack inside blocks, reuse across streams, segments
+//!   and cached memory that follow the program and its high-water mark.
 //! - [`Config::torch`] is PyTorch's CUDA caching allocator: the same constants and tie-breaks, so
 //!   that a trace replays with PyTorch's own segment counts and reserved bytes.
 //!
@@ -17,6 +17,8 @@
 //!                       |  segment |                      |  large_round                  |
 //! ```
 //!
+//! With `segment_share`, new segments of the large group follow the program instead: see there.
+//!
 //! Invariants, checked by [`Config::validate`]; the core's arithmetic rests on them:
 //!
 //! - K1: each of `small_max`, `small_segment`, `large_segment`, `large_min`, `large_round`,
@@ -29,9 +31,10 @@
 //!   of [`GRANULE`]. Both are at most [`REQUEST_MAX`], so that a request plus either fits in 64
 //!   bits.
 //! - K4: each of `roundup_power2_divisions` is 0 or a power of two up to 128.
-//! - K5: `memory_fraction` is in [0, 1], `garbage_collection_threshold` in (0, 1), `headroom`,
-//!   `headroom_learned_max`, `page_headroom` and `chunk_share` finite and not negative.
-//! - K6: `event_batch_count >= 1` and `tie_walk >= 1`.
+//! - K5: `memory_fraction` and `segment_share` are in [0, 1], `garbage_collection_threshold` in
+//!   (0, 1), `headroom`, `headroom_learned_max`, `page_headroom` and `chunk_share` finite and not
+//!   negative.
+//! - K6: `event_batch_count`, `tie_walk`, `spare_idle_ratio` and `whole_fit_parts` are at least 1.
 //! - K7: `pinned.num_register_threads` is a power of two up to 128;
 //!   `pinned.reserve_segment_size` is a multiple of [`GRANULE`] (0 allowed), at most
 //!   [`SEGMENT_MAX`].
@@ -88,6 +91,18 @@ pub struct Config {
     /// large group. PyTorch's choice leaves up to 1 MiB of silent slack in each block, ours none.
     /// With `expandable_segments` the large group is split as the small one is.
     pub split_remainder_large: Bytes,
+    /// A fraction of the active bytes in [0, 1]; default 0.015, torch 0 (off: the fixed sizes). A
+    /// new large segment holds several blocks of the size that missed, where that wastes little:
+    /// as many as headroom has room for, up to this share (or `segment_batch`, if that is more).
+    /// Fewer backend calls while a program grows, and no remainder at the end of each segment.
+    pub segment_share: f64,
+    /// Bytes; default 64 MiB, torch 0 (`segment_share` alone). What a new large segment may hold
+    /// while a program is small; at most a quarter of what is active.
+    pub segment_batch: Bytes,
+    /// Parts, at least 1; default 20, torch `u32::MAX` (never). A request of at least `large_min`
+    /// that leaves less than one part in so many of a wholly idle segment gets all of it: what else
+    /// came to lie in the remainder would keep the segment from being reused or given back whole.
+    pub whole_fit_parts: u32,
     /// Bytes; `None` (no limit) in both presets. Blocks of at least this size are not split, and
     /// smaller requests do not take them. PyTorch's key `max_split_size_mb`.
     pub max_split_size: Option<Bytes>,
@@ -117,13 +132,13 @@ pub struct Config {
     /// `false` in both presets. Reserve addresses once and map pages as the pool grows, where the
     /// backend has virtual memory.
     pub expandable_segments: bool,
-    /// A fraction, finite and not negative; default `Some(0.05)`, torch `None` (off). When a miss
+    /// A fraction, finite and not negative; default `Some(0.03)`, torch `None` (off). When a miss
     /// would push `reserved` above (1 + headroom) times the high-water mark of active bytes, idle
-    /// cached segments are released first: cached memory follows the program, with 5 % to spare.
+    /// cached segments are released first: cached memory follows the program, with 3 % to spare.
     pub headroom: Option<f64>,
     /// A fraction of the high-water mark of active bytes; default 0.25, torch 0. How far headroom
     /// may learn to keep more: segments that it gave back and that were needed again were given
-    /// back too early. 0 learns nothing beyond one segment.
+    /// back too early. 0 learns nothing.
     pub headroom_learned_max: f64,
     /// How long a segment may lie idle before `maintain` returns it; `None` (for ever) in both
     /// presets, since the allocator has no clock of its own.
@@ -146,9 +161,12 @@ pub struct Config {
     /// Blocks, at least 1; default 1, torch `u32::MAX` (all). How many free blocks of equal size
     /// are compared by (age of the segment, offset) before the best seen is taken: bounds a search.
     pub tie_walk: u32,
-    /// Blocks; default 4, torch 0. When the best fit is a wholly free segment of at least twice the
-    /// request, so many next larger blocks are looked at for one in a segment that is in use
-    /// anyway: idle segments stay whole, for large requests and for trims.
+    /// Times, at least 1; default 16, torch `u32::MAX` (never). A large request does not break up a
+    /// wholly idle segment of at least so many times its size while there is headroom to grow by
+    /// what it needs: idle segments stay whole, for large requests and for trims.
+    pub spare_idle_ratio: u32,
+    /// Blocks; default 4, torch 0. Before it grows for that reason, so many next larger free blocks
+    /// are looked at for one in a segment that is in use anyway.
     pub spare_idle_count: u32,
     /// Default `true`, torch `false`. A block of at most an eighth of `small_max` that is freed
     /// waits for the next request of exactly its size, unmerged, until another one takes its place
@@ -205,7 +223,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             split_remainder_large: GRANULE,
-            headroom: Some(0.05),
+            segment_share: 0.015,
+            segment_batch: 64 * MIB,
+            whole_fit_parts: 20,
+            headroom: Some(0.03),
             headroom_learned_max: 0.25,
             cross_stream: true,
             harvest_every_allocate: false,
@@ -213,6 +234,7 @@ impl Default for Config {
             trim_private_pools: true,
             exact_growth: true,
             tie_walk: 1,
+            spare_idle_ratio: 16,
             spare_idle_count: 4,
             collect_without_limit: true,
             page_recycling: true,
@@ -236,6 +258,9 @@ impl Config {
             large_round: 2 * MIB,
             split_remainder_small: GRANULE,
             split_remainder_large: MIB + GRANULE,
+            segment_share: 0.0,
+            segment_batch: 0,
+            whole_fit_parts: u32::MAX,
             max_split_size: None,
             max_non_split_rounding: 20 * MIB,
             roundup_power2_divisions: [0; ROUNDUP_BUCKETS],
@@ -253,6 +278,7 @@ impl Config {
             trim_private_pools: false,
             exact_growth: false,
             tie_walk: u32::MAX,
+            spare_idle_ratio: u32::MAX,
             spare_idle_count: 0,
             collect_without_limit: false,
             page_recycling: false,
@@ -337,13 +363,16 @@ impl Config {
             share,
             "a finite number, at least 0",
         )?;
-        Ok(())
+        let share = self.segment_share;
+        check((0.0..=1.0).contains(&share), "segment_share", share, "a number from 0 to 1")
     }
 
     /// K6 and K7.
     fn validate_counts(&self) -> Result<(), ConfigError> {
         check(self.event_batch_count >= 1, "event_batch_count", 0, "at least 1")?;
         check(self.tie_walk >= 1, "tie_walk", 0, "at least 1")?;
+        check(self.spare_idle_ratio >= 1, "spare_idle_ratio", 0, "at least 1")?;
+        check(self.whole_fit_parts >= 1, "whole_fit_parts", 0, "at least 1")?;
         let threads = self.pinned.num_register_threads;
         check(is_thread_count(threads), "pinned.num_register_threads", threads, THREADS_ALLOWED)?;
         let size = self.pinned.reserve_segment_size;

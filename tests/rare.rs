@@ -12,7 +12,10 @@ use std::time::Duration;
 use aquifer::backend::{MemoryKind, Sim, SimOptions};
 use aquifer::{Allocator, Config, PoolOptions};
 use gate::Gate;
-use support::{Device, MIB, assert_emptied, configured, expandable, harvest, sim, virtual_sim};
+use support::{
+    Context, Device, KIB, MIB, Rng, assert_emptied, configured, expandable, harvest, sim,
+    virtual_sim,
+};
 
 fn asynchronous(capacity: u64) -> SimOptions {
     SimOptions { capacity, asynchronous: true, ..SimOptions::default() }
@@ -335,4 +338,77 @@ fn chunks_are_a_share_of_what_is_live() {
     assert_eq!(maps(1.0 / 64.0, 640 * MIB), 32, "a run takes no more");
     assert_eq!(maps(1.0 / 16.0, 640 * MIB), 16);
     assert_eq!(maps(1.0 / 2048.0, 2 * MIB), 1, "no chunk is smaller than a page");
+}
+
+/// A program that repeats itself at the edge of what headroom allows: it asks for other sizes in
+/// each phase, so that what one phase leaves is given back for the next. What that costs is
+/// bounded, and it ends: see `core/headroom.rs`.
+#[test]
+fn alternating_at_the_edge_of_headroom_comes_to_rest() {
+    for seed in 0..40 {
+        let _context = Context(("seed", seed));
+        let mut rng = Rng::new(seed);
+        let phases: Vec<Vec<u64>> = (0..4)
+            .map(|_| {
+                let size = (8 + rng.below(60)) * MIB + rng.below(4) * 512 * KIB;
+                vec![size; (400 * MIB / size) as usize]
+            })
+            .collect();
+        let sim = sim(1 << 40);
+        let allocator = Allocator::new(sim.clone(), Config::default());
+        let mut last = 0;
+        for _ in 0..100 {
+            sim.reset_calls();
+            for phase in &phases {
+                let held = phase.iter().map(|&size| allocator.allocate(size).expect("room"));
+                drop(held.collect::<Vec<_>>());
+            }
+            let calls = sim.calls();
+            last = calls.allocate + calls.free;
+            let requests: usize = phases.iter().map(Vec::len).sum();
+            assert!(last <= 2 * requests as u64, "{last} calls of {requests} requests");
+        }
+        assert_eq!(last, 0, "it still gives back and grows again");
+    }
+}
+
+/// A crumb does not take a vast idle segment while there is room to grow, so that the segment is
+/// there for its like; but it does when growing fails, and when headroom is used up.
+#[test]
+fn vast_idle_segments_stay_whole_while_there_is_room() {
+    let (vast, crumb) = (512 * MIB, 4 * MIB);
+    let room = sim(1 << 40);
+    let allocator = Allocator::new(room.clone(), Config::default());
+    let held = allocator.allocate(3 * vast).expect("room");
+    drop(allocator.allocate(vast).expect("room"));
+    let kept = allocator.allocate(crumb).expect("room");
+    let calls = room.calls().allocate;
+    let again = allocator.allocate(vast).expect("room");
+    assert_eq!(room.calls().allocate, calls, "the vast one was there");
+    drop((held, kept, again));
+    allocator.verify();
+
+    let full = sim(vast);
+    let allocator = Allocator::new(full.clone(), Config::default());
+    drop(allocator.allocate(vast).expect("room"));
+    let crumbs: Vec<_> = (0..128).map(|_| allocator.allocate(crumb).expect("room")).collect();
+    assert_eq!(full.used_bytes(), vast, "all of the device, and no failure");
+    drop(crumbs);
+    allocator.verify();
+}
+
+/// A segment that a request nearly fills is the request's alone: what lay in the rest kept it.
+#[test]
+fn a_request_that_nearly_fills_an_idle_segment_gets_all_of_it() {
+    let sim = sim(1 << 40);
+    let allocator = Allocator::new(sim.clone(), Config::default());
+    drop(allocator.allocate(200 * MIB).expect("room"));
+    let nearly = allocator.allocate(194 * MIB).expect("room");
+    assert_eq!(nearly.capacity(), 200 * MIB, "less than a twentieth is left");
+    drop(nearly);
+    let less = allocator.allocate(180 * MIB).expect("room");
+    assert_eq!(less.capacity(), 180 * MIB);
+    drop(less);
+    let calls = sim.calls();
+    assert_eq!((calls.allocate, calls.free), (1, 0));
 }

@@ -273,25 +273,33 @@ fn torch_makes_no_calls_when_warm() {
 }
 
 /// The default preset follows the program's high-water mark, and so gives back and gets again what
-/// lies idle above it; but what is needed again and again it learns to keep. `article-linear-adam`,
-/// which changes its sizes from phase to phase, takes some repetitions; the others rest at once.
-/// (Pages are moved for ever rather than kept, so `page_recycling` is off here.)
+/// lies idle above it; but what is needed again and again it learns to keep. `article-linear-adam`
+/// without its markers would need far more than may be learned (PyTorch: 2.5 times its live bytes)
+/// and goes on, within 20 calls per 1,000 requests. (Pages are moved for ever rather than kept, so
+/// `page_recycling` is off here.)
 #[test]
 fn default_comes_to_rest_when_the_program_repeats_itself() {
     for &(name, ..) in GOLDEN {
-        let program = Program::compile(&open(name), false);
+        let trace = open(name);
+        let program = Program::compile(&trace, false);
         let mut paged = expandable(Config::default());
         paged.page_recycling = false;
         for config in [Config::default(), paged] {
+            let goes_on = name == ARTICLE && !config.expandable_segments;
             let bench = Bench::new(&program, config);
-            let repetitions = if name == ARTICLE { 10 } else { 1 };
-            for _ in 0..repetitions {
+            for _ in 0..10 {
                 bench.run(&program);
             }
             bench.sim.reset_calls();
             bench.run(&program);
             bench.allocator.verify();
-            assert_eq!(bench.sim.calls(), CallCounts::default(), "{name}");
+            let calls = bench.sim.calls();
+            if goes_on {
+                let most = trace.summary().allocations * 20 / 1000;
+                assert!(calls.allocate + calls.free <= most, "{name}: {calls:?} > {most}");
+            } else {
+                assert_eq!(calls, CallCounts::default(), "{name}");
+            }
         }
     }
 }

@@ -76,13 +76,17 @@ fn the_torch_preset_has_pytorchs_constants() {
 fn the_default_preset_differs_from_torch_in_these_fields_only() {
     let expected = torch_with(|config| {
         config.split_remainder_large = 512;
-        config.headroom = Some(0.05);
+        config.segment_share = 0.015;
+        config.segment_batch = 64 << 20;
+        config.whole_fit_parts = 20;
+        config.headroom = Some(0.03);
         config.cross_stream = true;
         config.harvest_every_allocate = false;
         config.event_batch_count = 16;
         config.trim_private_pools = true;
         config.exact_growth = true;
         config.tie_walk = 1;
+        config.spare_idle_ratio = 16;
         config.spare_idle_count = 4;
         config.headroom_learned_max = 0.25;
         config.collect_without_limit = true;
@@ -140,6 +144,11 @@ fn validation_names_the_field_that_is_wrong() {
         ("headroom", |c| c.headroom = Some(f64::NAN)),
         ("event_batch_count", |c| c.event_batch_count = 0),
         ("tie_walk", |c| c.tie_walk = 0),
+        ("spare_idle_ratio", |c| c.spare_idle_ratio = 0),
+        ("whole_fit_parts", |c| c.whole_fit_parts = 0),
+        ("segment_share", |c| c.segment_share = -0.1),
+        ("segment_share", |c| c.segment_share = 1.5),
+        ("segment_share", |c| c.segment_share = f64::NAN),
         ("pinned.num_register_threads", |c| c.pinned.num_register_threads = 0),
         ("pinned.num_register_threads", |c| c.pinned.num_register_threads = 6),
         ("pinned.num_register_threads", |c| c.pinned.num_register_threads = 256),

@@ -111,6 +111,9 @@ pub(crate) struct Arena<M> {
     /// Misses over all arenas, and the user's time, as of the last time all were in one hand.
     pub(crate) epoch: u64,
     pub(crate) time_us: u64,
+    /// Idle segments may be broken up for much smaller requests: headroom is used up, or growing
+    /// was refused, since segments came or went last.
+    pub(crate) may_break: bool,
     /// The device is gone: nothing is handed out any more.
     pub(crate) lost: bool,
 }
@@ -132,6 +135,7 @@ impl<M> Arena<M> {
             serial: 0,
             epoch: 0,
             time_us: 0,
+            may_break: false,
             lost: false,
         }
     }

@@ -81,12 +81,6 @@ impl Bins {
         Self { occupied: 0, octaves: [const { None }; OCTAVES], count: 0 }
     }
 
-    /// Whether there is just one block, so that a search has no choice.
-    #[inline]
-    pub(crate) fn is_single(&self) -> bool {
-        self.count == 1
-    }
-
     /// The smallest block of at least `size` granules; among equals the head of the chain.
     #[inline]
     pub(crate) fn best_fit(&self, blocks: &Records<Block>, size: u32) -> Option<BlockId> {

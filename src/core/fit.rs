@@ -1,8 +1,9 @@
 //! Which free block serves a request, and how much of it.
 //!
 //! ```text
-//!  best fit ─▶ plain? ─▶ a wholly idle segment? ─ no ─▶ that block
-//!                 │                │ yes: one of the next few, in a segment that is in use anyway
+//!  best fit ─▶ plain? ─▶ a vast idle segment? ─ no ─▶ that block
+//!                 │                │ yes: one of the next few, in a segment that is in use anyway,
+//!                 │                │      or none (grow instead), or that block, if that must be
 //!                 ▼
 //!   alignment, segments to avoid or made to measure, oversize blocks, expandable segments: rules
 //!   that few programs switch on
@@ -15,7 +16,8 @@
 use crate::config::Config;
 use crate::core::arena::{Arena, Want};
 use crate::core::classes::{Group, exclusive_size, split_remainder};
-use crate::id::{BlockId, SegmentId};
+use crate::core::pool::Pool;
+use crate::id::{BlockId, OwnerId, SegmentId};
 use crate::units::{align_up, to_bytes};
 
 impl<M> Arena<M> {
@@ -28,9 +30,17 @@ impl<M> Arena<M> {
         if ruled || config.max_split_size.is_some() || config.expandable_segments {
             return self.fit_with_rules(pool, id, want, config);
         }
-        let spares =
-            !bins.is_single() && self.blocks[id.index()].size / 2 >= want.size && self.is_whole(id);
-        Some(if spares { self.spare_idle(pool, id, config) } else { id })
+        let vast = u64::from(want.size) * u64::from(config.spare_idle_ratio)
+            <= u64::from(self.blocks[id.index()].size);
+        if vast && self.spares(pool, id) { self.spare_idle(pool, id, config) } else { Some(id) }
+    }
+
+    /// Whether a block that is much too large should stay whole: it is all of a large segment that
+    /// everyone shares, and growing has not been ruled out. A private pool is there to be used up.
+    fn spares(&self, pool: usize, id: BlockId) -> bool {
+        let Pool { group, owner, .. } = self.pools[pool];
+        let shared = group == Group::Large && owner == OwnerId::DEFAULT;
+        shared && !self.may_break && self.is_whole(id)
     }
 
     /// Whether a free block is all of its segment.
@@ -40,14 +50,15 @@ impl<M> Arena<M> {
         block.size == self.segments[block.segment.index()].size
     }
 
-    /// One of the next larger blocks, if it lies in a segment that is in use anyway; else `id`, for
-    /// which an idle segment is broken. What lives in few segments leaves whole ones for large
+    /// One of the next larger blocks after `id`, if it lies in a segment that is in use anyway;
+    /// else none, so that the pool grows. What lives in few segments leaves whole ones for large
     /// requests and trims (the rule of "fullest first", as in Temeraire: Hunter et al., OSDI 2021).
-    fn spare_idle(&self, pool: usize, id: BlockId, config: &Config) -> BlockId {
+    #[cold]
+    fn spare_idle(&self, pool: usize, id: BlockId, config: &Config) -> Option<BlockId> {
         let bins = &self.pools[pool].free;
         let larger = std::iter::successors(Some(id), |&at| bins.after(&self.blocks, at));
         let mut larger = larger.skip(1).take(config.spare_idle_count as usize);
-        larger.find(|&at| !self.is_whole(at)).unwrap_or(id)
+        larger.find(|&at| !self.is_whole(at))
     }
 
     /// The rules that few programs switch on: alignment, segments to avoid, segments made to
@@ -131,12 +142,23 @@ impl<M> Arena<M> {
             _ => self.aligned_start(id, want).map_or(0, |start| start - block.offset),
         };
         let rest = block.size - pad - want.size;
+        if block.size == segment.size && self.takes_whole(rest, want, config) {
+            return block.size;
+        }
         let splits = !self.pools[segment.pool].traits.no_split
             && rest >= split_remainder(want.group, segment.is_virtual(), config)
             && (want.group == Group::Small
                 || segment.is_virtual()
                 || config.max_split_size.is_none_or(|max| to_bytes(want.size) < max));
         if splits { want.size } else { want.size + rest }
+    }
+
+    /// Whether a request gets all of an idle segment, of which it leaves `rest` granules.
+    #[inline]
+    fn takes_whole(&self, rest: u32, want: &Want, config: &Config) -> bool {
+        u64::from(rest) * u64::from(config.whole_fit_parts) < u64::from(want.size)
+            && to_bytes(want.size) >= config.large_min
+            && want.align <= 1
     }
 
     /// Whether handing out `cut` granules of block `id` stays within the leases of the peaks.

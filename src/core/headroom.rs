@@ -7,21 +7,37 @@
 //! ```
 //!
 //! A segment that was given back for that, and then grown again at the same size, had better been
-//! kept: a quarter of its size is added to `learned`, up to a share of the high-water mark. So a
-//! program that repeats itself comes to rest, with no backend calls at all, after a few
+//! kept: a sixteenth of its size is added to `learned`, up to a share of the high-water mark. So a
+//! program that repeats itself comes to rest, with no backend calls at all, after some
 //! repetitions, and one that asks for ever new sizes teaches nothing. The bound on thrashing: a
-//! size can be released and grown again at most 4 · learned_max / size times before either it
-//! stays, or learning has reached its limit. (The list of what was given up is the idea of ARC:
-//! Megiddo and Modha, FAST 2003.)
+//! size can be released and grown again at most 16 · learned_max / size times before either it
+//! stays, or learning has reached its limit; and a miss makes at most one growth and as many
+//! releases as there were growths before, so calls ≤ 2 · growths ≤ 2 · misses. (The list of what
+//! was given up is the idea of ARC: Megiddo and Modha, FAST 2003.)
+//!
+//! Headroom also decides about idle segments that are vast for a request (`Config::
+//! spare_idle_ratio`), and about the sizes of new ones:
+//!
+//! ```text
+//!   reserved + need ≤ target ─▶ grow: idle segments stay whole
+//!                   > target ─▶ break one up, until a segment comes or goes (`Arena::may_break`)
+//!   new segment              ─▶ up to (1 + h) · active − reserved, several blocks of the size
+//! ```
+//!
+//! One long-lived crumb in a vast idle segment would keep all of it from the next large request,
+//! and from being given back; beside that a segment for the crumb is small. What may be broken is
+//! known before the pool is searched, so that a program at rest hits at once.
 //!
 //! O(1) for a miss: the list is bounded. With the torch preset all of this is off.
 
 use std::collections::VecDeque;
 
 use crate::core::arena::Want;
+use crate::core::classes::{self, Demand, Group};
 use crate::core::ledger::Gauge;
-use crate::core::state::World;
-use crate::units::{Bytes, to_bytes};
+use crate::core::miss::Miss;
+use crate::core::state::{Device, World};
+use crate::units::{Bytes, align_up, to_bytes};
 
 /// What headroom learned from being wrong.
 #[derive(Debug, Default)]
@@ -33,6 +49,9 @@ pub(crate) struct Regret {
 }
 
 const GHOSTS_MAX: usize = 512;
+
+/// One part in so many of a segment that was given back too early is what is learned from that.
+const LESSON_PARTS: Bytes = 16;
 
 impl Regret {
     pub(crate) fn released(&mut self, size: Bytes) {
@@ -46,7 +65,7 @@ impl Regret {
     pub(crate) fn grown(&mut self, size: Bytes, learned_max: Bytes) {
         if let Some(at) = self.ghosts.iter().position(|&ghost| ghost == size) {
             self.ghosts.remove(at);
-            self.learned = self.learned.saturating_add(size / 4).min(learned_max);
+            self.learned = self.learned.saturating_add(size / LESSON_PARTS).min(learned_max);
         }
     }
 }
@@ -67,11 +86,67 @@ impl<M, E: Clone> World<'_, M, E> {
         self.active_peak().max(active + to_bytes(want.size))
     }
 
-    /// The most that headroom may learn, in bytes: a share of the high-water mark, and one segment,
-    /// so that small programs can learn at all.
+    /// Whether growing by what is needed would exceed headroom.
+    pub(crate) fn headroom_is_spent(&self, miss: &Miss, needed: Bytes) -> bool {
+        let target = self.headroom_target(&miss.want).unwrap_or(Bytes::MAX);
+        self.global.reserved.saturating_add(needed) > target
+    }
+
+    /// Whether idle segments may be broken up from now on; `true` if that is new.
+    pub(crate) fn allow_breaking(&mut self, may: bool) -> bool {
+        let changes = self.arenas.iter().any(|arena| arena.may_break != may);
+        self.arenas.iter_mut().for_each(|arena| arena.may_break = may);
+        changes
+    }
+
+    /// Whether `size` is more than the usual segment, and less may be asked for instead.
+    pub(crate) fn is_ambitious(&self, miss: &Miss, size: Bytes) -> bool {
+        !miss.modest && size > self.segment_sizes(&miss.want, true).0
+    }
+
+    /// A growth by `size` was refused: the next one asks for less, if that was more than usual.
+    pub(crate) fn refused(&self, miss: &mut Miss, size: Bytes, device_free: Option<Bytes>) {
+        if self.is_ambitious(miss, size) {
+            miss.ask_for_less();
+        } else {
+            miss.refuse(device_free);
+        }
+    }
+
+    /// The segment size that the policy likes for a request, and the one that it needs. A `modest`
+    /// one is for a request whose first growth was refused.
+    pub(crate) fn segment_sizes(&self, want: &Want, modest: bool) -> (Bytes, Bytes) {
+        let room = to_bytes(want.size);
+        let granularity = self.device.granularity;
+        let needed = align_up(room, granularity);
+        let liked = match self.global.owners[want.owner.index()].traits.exclusive {
+            true => classes::exclusive_size(room),
+            false if self.follows_demand(want, modest) => {
+                classes::shared_size(room, &self.demand(room), self.config)
+            }
+            false => classes::segment_size(room, self.config),
+        };
+        let liked = align_up(liked, granularity);
+        if liked > self.device.segment_max { (needed, needed) } else { (liked.max(needed), needed) }
+    }
+
+    fn follows_demand(&self, want: &Want, modest: bool) -> bool {
+        let by_pages = self.config.expandable_segments && self.device.virtual_memory;
+        want.group == Group::Large && self.config.segment_share > 0.0 && !modest && !by_pages
+    }
+
+    /// What a growth for `size` bytes goes by.
+    fn demand(&self, size: Bytes) -> Demand {
+        let active = self.total(Gauge::ActiveBytes).saturating_add(size);
+        let share = (active as f64 * self.config.headroom.unwrap_or_default()) as Bytes;
+        let Device { granularity, segment_max, .. } = *self.device;
+        let room = active.saturating_add(share).saturating_sub(self.global.reserved);
+        Demand { active, room, granularity, segment_max }
+    }
+
+    /// The most that headroom may learn, in bytes.
     pub(crate) fn learned_max(&self) -> Bytes {
-        let share = (self.active_peak() as f64 * self.config.headroom_learned_max) as Bytes;
-        share.saturating_add(self.config.large_segment)
+        (self.active_peak() as f64 * self.config.headroom_learned_max) as Bytes
     }
 }
 

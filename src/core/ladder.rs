@@ -3,6 +3,7 @@
 //! ```text
 //!  Events     record what pending blocks wait for, ask what is complete   (record, query)
 //!  Order      have the device wait for another stream's last use           (record, wait)
+//!  Break      break up idle segments, where growing by the need would exceed headroom
 //!  Relief     give idle segments back, where growing would exceed headroom (free)
 //!  Grow       the segment that the policy likes                            (allocate, or map)
 //!  Callbacks  ask the program, once, by priority
@@ -41,6 +42,7 @@ use crate::units::{Bytes, to_bytes};
 enum Rung {
     Events,
     Order,
+    Break,
     Relief,
     Grow,
     Callbacks,
@@ -53,9 +55,10 @@ enum Rung {
     Others,
 }
 
-const LADDER: [Rung; 17] = [
+const LADDER: [Rung; 18] = [
     Rung::Events,
     Rung::Order,
+    Rung::Break,
     Rung::Relief,
     Rung::Grow,
     Rung::Callbacks,
@@ -74,7 +77,7 @@ const LADDER: [Rung; 17] = [
 ];
 
 /// Where on the ladder `Others` goes back to.
-const FIRST_GROW: usize = 3;
+const FIRST_GROW: usize = 4;
 
 /// What a rung brought.
 enum Climb<M, E> {
@@ -105,6 +108,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             }
             miss.harvest_first = false;
         }
+        if miss.refused {
+            self.allow_breaking(true);
+        }
         let mut search = true;
         loop {
             if self.global.lost {
@@ -120,6 +126,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 return Step::Fail(Failure::Capture);
             }
             let Some(&rung) = LADDER.get(miss.rung) else {
+                if self.allow_breaking(true) {
+                    search = true;
+                    continue;
+                }
                 self.global.counts.ooms += 1;
                 return Step::Fail(Failure::OutOfMemory);
             };
@@ -135,10 +145,14 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     }
 
     fn climb(&mut self, rung: Rung, miss: &mut Miss) -> Climb<M, E> {
-        let (liked, needed) = self.segment_sizes(&miss.want);
+        let (liked, needed) = self.segment_sizes(&miss.want, miss.modest);
         match rung {
             Rung::Events => self.harvest_step(&mut miss.harvest).map_or(Climb::Next, Climb::Do),
             Rung::Order => self.order(miss.arena, &miss.want, self.is_pressed(miss)),
+            Rung::Break if self.headroom_is_spent(miss, needed) && self.allow_breaking(true) => {
+                Climb::Again
+            }
+            Rung::Break => Climb::Next,
             Rung::Relief => {
                 if self.global.purge {
                     // One step at a time; the mark stays until nothing is left to give back.
@@ -174,7 +188,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// Whether growing was refused, or would be, before anything else is tried.
     fn is_pressed(&self, miss: &Miss) -> bool {
-        let (liked, _) = self.segment_sizes(&miss.want);
+        let (liked, _) = self.segment_sizes(&miss.want, miss.modest);
         miss.refused || (self.config.reject_before_driver && !self.fits(liked))
     }
 
@@ -317,6 +331,14 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         (miss.returns, miss.refusals) = (self.global.returns, self.global.refusals);
         let by_pages = self.grows_by_pages(miss);
         if !self.fits(size) && (self.config.reject_before_driver || !by_pages) {
+            if self.is_ambitious(miss, size) {
+                miss.ask_for_less();
+                return Climb::Again;
+            }
+            if self.allow_breaking(true) {
+                miss.stay();
+                return Climb::Again;
+            }
             return self.refuse_growth(miss);
         }
         if by_pages {
@@ -365,7 +387,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             return Climb::Again;
         }
         // Refused is what is needed, not what would be liked.
-        let (_, needed) = self.segment_sizes(&miss.want);
+        let (_, needed) = self.segment_sizes(&miss.want, true);
         if self.config.exact_growth && self.fits(needed) {
             return self.grow_segment(miss, needed);
         }

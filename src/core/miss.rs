@@ -26,6 +26,8 @@ pub(crate) struct Miss<'a> {
     pub(super) callbacks: bool,
     /// Growing was refused, and nothing has come free since.
     pub(super) refused: bool,
+    /// More than the usual segment was refused: from now on no more is asked for.
+    pub(super) modest: bool,
     /// There are no addresses for another range.
     pub(super) no_range: bool,
     /// The limit refused last, not the device: a growth of others that fails makes room.
@@ -53,6 +55,7 @@ impl<'a> Miss<'a> {
             harvest_first: harvest,
             callbacks,
             refused: false,
+            modest: false,
             no_range: false,
             limited: false,
             returns: 0,
@@ -88,6 +91,12 @@ impl<'a> Miss<'a> {
     /// A growth of this request was refused: nothing new for it.
     pub(crate) fn own_refusal(&mut self) {
         self.refusals += 1;
+    }
+
+    /// More than the usual segment was refused: the same rung asks for that one.
+    pub(crate) fn ask_for_less(&mut self) {
+        self.modest = true;
+        self.stay();
     }
 
     /// All is tried anew, from the first growth on.

@@ -23,10 +23,10 @@
 use std::collections::VecDeque;
 
 use crate::config::Config;
-use crate::core::arena::{Arena, Grant, Want};
+use crate::core::arena::{Arena, Grant};
 use crate::core::block::{Block, Links, State};
 use crate::core::chunks::Chunks;
-use crate::core::classes::{self, Group};
+use crate::core::classes::Group;
 use crate::core::headroom::Regret;
 use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
 use crate::core::lifetime::{Clock, Recorded};
@@ -253,11 +253,12 @@ impl<M, E: Clone> World<'_, M, E> {
                 self.global.reserved -= growth.size;
                 self.global.refusals += 1;
                 miss.own_refusal();
-                miss.refuse(device_free);
+                self.refused(miss, growth.size, device_free);
                 return None;
             }
         };
         self.global.counts.device_alloc += 1;
+        self.allow_breaking(false);
         let learned_max = self.learned_max();
         self.global.regret.grown(growth.size, learned_max);
         let block = self.add_segment(growth, memory, base);
@@ -403,6 +404,7 @@ impl<M, E: Clone> World<'_, M, E> {
     pub(crate) fn commit_release(&mut self, memories: usize, bytes: Bytes) {
         self.global.in_flight -= 1;
         self.global.returns += 1;
+        self.allow_breaking(false);
         self.global.reserved -= bytes;
         // Ranges come with no bytes: their pages were counted as they went.
         self.global.counts.device_free += if bytes > 0 { memories as u64 } else { 0 };
@@ -481,18 +483,5 @@ impl<M, E: Clone> World<'_, M, E> {
             self.global.returns += 1;
         }
         clock.retired
-    }
-
-    /// The segment size that the policy likes for a request, and the one that it needs.
-    pub(crate) fn segment_sizes(&self, want: &Want) -> (Bytes, Bytes) {
-        let room = to_bytes(want.size);
-        let granularity = self.device.granularity;
-        let needed = crate::units::align_up(room, granularity);
-        let liked = match self.global.owners[want.owner.index()].traits.exclusive {
-            true => classes::exclusive_size(room),
-            false => classes::segment_size(room, self.config),
-        };
-        let liked = crate::units::align_up(liked, granularity);
-        if liked > self.device.segment_max { (needed, needed) } else { (liked.max(needed), needed) }
     }
 }

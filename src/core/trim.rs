@@ -245,15 +245,22 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         step
     }
 
-    /// Gives idle segments back, coldest first, until `goal` bytes are on their way.
+    /// Gives idle segments back, coldest first, until `goal` bytes are on their way; what a larger
+    /// one among them makes needless stays.
     fn release_coldest(&mut self, goal: Bytes, from: impl Fn(&Pool) -> bool) -> Option<Step<M, E>> {
-        let mut missing = goal;
-        let victims = self.victims(from, |victim| {
-            if missing == 0 {
+        let mut taken: Bytes = 0;
+        let mut victims = self.victims(from, |victim| {
+            if taken >= goal {
                 return Verdict::Stop;
             }
-            missing = missing.saturating_sub(victim.size);
+            taken += victim.size;
             Verdict::Take
+        });
+        let mut excess = taken.saturating_sub(goal);
+        victims.retain(|victim| {
+            let stays = victim.size <= excess;
+            excess -= if stays { victim.size } else { 0 };
+            !stays
         });
         self.release(victims)
     }

@@ -206,7 +206,10 @@ fn a_stream_that_waited_once_takes_more_without_a_call() {
 #[test]
 fn without_device_waits_the_host_waits_as_the_last_resort() {
     let options = SimOptions { device_wait: false, ..options(20 * MIB) };
-    let bench = Bench::new(options, Config::default());
+    // Both blocks in one segment: a segment of its own would be given back instead.
+    let mut config = Config::default();
+    config.segment_share = 0.0;
+    let bench = Bench::new(options, config);
     let kept = bench.take(0, 8 * MIB);
     let freed = bench.take(0, 8 * MIB);
     let address = freed.address();

@@ -9,9 +9,9 @@ fn only_what_was_given_back_and_grown_again_teaches() {
     regret.grown(400, 1000);
     assert_eq!(regret.learned, 0, "another size");
     regret.grown(800, 1000);
-    assert_eq!(regret.learned, 200);
+    assert_eq!(regret.learned, 50);
     regret.grown(800, 1000);
-    assert_eq!(regret.learned, 200, "it was given back once only");
+    assert_eq!(regret.learned, 50, "it was given back once only");
 }
 
 #[test]
