@@ -30,8 +30,7 @@ impl<M> Arena<M> {
         if ruled || config.max_split_size.is_some() || config.expandable_segments {
             return self.fit_with_rules(pool, id, want, config);
         }
-        let vast = u64::from(want.size) * u64::from(config.spare_idle_ratio)
-            <= u64::from(self.blocks[id.index()].size);
+        let vast = is_vast(self.blocks[id.index()].size, want.size, config);
         if vast && self.spares(pool, id) { self.spare_idle(pool, id, config) } else { Some(id) }
     }
 
@@ -142,7 +141,7 @@ impl<M> Arena<M> {
             _ => self.aligned_start(id, want).map_or(0, |start| start - block.offset),
         };
         let rest = block.size - pad - want.size;
-        if block.size == segment.size && self.takes_whole(rest, want, config) {
+        if block.size == segment.size && want.align <= 1 && takes_whole(rest, want.size, config) {
             return block.size;
         }
         let splits = !self.pools[segment.pool].traits.no_split
@@ -151,14 +150,6 @@ impl<M> Arena<M> {
                 || segment.is_virtual()
                 || config.max_split_size.is_none_or(|max| to_bytes(want.size) < max));
         if splits { want.size } else { want.size + rest }
-    }
-
-    /// Whether a request gets all of an idle segment, of which it leaves `rest` granules.
-    #[inline]
-    fn takes_whole(&self, rest: u32, want: &Want, config: &Config) -> bool {
-        u64::from(rest) * u64::from(config.whole_fit_parts) < u64::from(want.size)
-            && to_bytes(want.size) >= config.large_min
-            && want.align <= 1
     }
 
     /// Whether handing out `cut` granules of block `id` stays within the leases of the peaks.
@@ -171,4 +162,17 @@ impl<M> Arena<M> {
         let pieces = if self.is_whole(id) { (left, rest) } else { (left.saturating_sub(1), 0) };
         self.ledger.admits(want.group, cut, want.requested, pieces)
     }
+}
+
+/// Whether a wholly idle segment of `whole` granules is much too large for a request of `size`.
+#[inline]
+pub(crate) fn is_vast(whole: u32, size: u32, config: &Config) -> bool {
+    u64::from(size) * u64::from(config.spare_idle_ratio) <= u64::from(whole)
+}
+
+/// Whether a request of `size` granules gets all of an idle segment, of which it leaves `rest`.
+#[inline]
+pub(crate) fn takes_whole(rest: u32, size: u32, config: &Config) -> bool {
+    u64::from(rest) * u64::from(config.whole_fit_parts) < u64::from(size)
+        && to_bytes(size) >= config.large_min
 }

@@ -37,6 +37,7 @@ use crate::config::Config;
 use crate::core::arena::{Arena, Freed, Grant, Take, Want};
 use crate::core::block::{Block, Holder, Links, State};
 use crate::core::classes::Group;
+use crate::core::fit::{is_vast, takes_whole};
 use crate::core::ledger::Entry;
 use crate::core::segment::split;
 use crate::id::{AllocationId, BlockId, SideId, Tag};
@@ -135,11 +136,12 @@ impl<M> Arena<M> {
         let Block { size: whole, segment: segment_id, .. } = self.blocks[id.index()];
         let segment = &mut self.segments[segment_id.index()];
         let is_whole = whole == segment.size;
-        if is_whole && whole / 2 >= size && !pool.free.is_single() {
+        if is_whole && is_vast(whole, size, config) && group == Group::Large && !self.may_break {
             return None;
         }
         let rest = whole - size;
-        let rest = if rest >= self.terms.remainders[at] { rest } else { 0 };
+        let all = rest < self.terms.remainders[at] || is_whole && takes_whole(rest, size, config);
+        let rest = if all { 0 } else { rest };
         // A part of a segment counts as a free piece already; a whole segment does not.
         let more = if is_whole { (u64::from(rest > 0), rest) } else { (0, 0) };
         if !self.ledger.admits(group, whole - rest, requested, more) {
