@@ -94,7 +94,8 @@ pub struct Config {
     /// A fraction of the active bytes in [0, 1]; default 0.015, torch 0 (off: the fixed sizes). A
     /// new large segment holds several blocks of the size that missed, where that wastes little:
     /// as many as headroom has room for, up to this share (or `segment_batch`, if that is more).
-    /// Fewer backend calls while a program grows, and no remainder at the end of each segment.
+    /// Fewer backend calls while a program grows, and no remainder at the end of each segment. Not
+    /// beyond three quarters of the device's memory, or of the limit: then the fixed sizes.
     pub segment_share: f64,
     /// Bytes; default 64 MiB, torch 0 (`segment_share` alone). What a new large segment may hold
     /// while a program is small; at most a quarter of what is active.
@@ -176,7 +177,7 @@ pub struct Config {
     /// Default `true`, torch `false`. Physical pages that leave an expandable segment are kept and
     /// mapped elsewhere, instead of going back to the driver.
     pub page_recycling: bool,
-    /// A fraction, finite and not negative; default `Some(0.004)`, torch `None` (off). As
+    /// A fraction, finite and not negative; default `Some(0.01)`, torch `None` (off). As
     /// `headroom`, for what grows by pages, where it can be much less: a growth that would push
     /// reserved above it takes pages out of holes elsewhere (see `page_recycling`), and not only
     /// wholly free segments. With `None` `headroom` is for pages too.
@@ -238,7 +239,7 @@ impl Default for Config {
             spare_idle_count: 4,
             collect_without_limit: true,
             page_recycling: true,
-            page_headroom: Some(0.004),
+            page_headroom: Some(0.01),
             chunk_share: 1.0 / 2048.0,
             front_cache: true,
             pinned: PinnedConfig { max_round_threshold: Some(0), ..PinnedConfig::torch() },

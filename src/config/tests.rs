@@ -91,7 +91,7 @@ fn the_default_preset_differs_from_torch_in_these_fields_only() {
         config.headroom_learned_max = 0.25;
         config.collect_without_limit = true;
         config.page_recycling = true;
-        config.page_headroom = Some(0.004);
+        config.page_headroom = Some(0.01);
         config.chunk_share = 1.0 / 2048.0;
         config.front_cache = true;
         config.pinned.max_round_threshold = Some(0);

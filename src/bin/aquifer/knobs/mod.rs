@@ -140,6 +140,9 @@ impl Value for Bytes {
     }
 
     fn from_text(text: &str) -> Result<Self, &'static str> {
+        if text == "0" {
+            return Ok(0);
+        }
         crate::bytes::parse(text).map_err(|_| "bytes, or a number with KiB, MiB, GiB or TiB")
     }
 }
