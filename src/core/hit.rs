@@ -63,7 +63,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     pub(crate) fn of(config: &Config, segment_max: Bytes) -> Self {
-        let frees_plainly = config.max_split_size.is_none() && !config.expandable_segments;
+        let frees_plainly = config.max_split_size.is_none();
         let rounds = config.roundup_power2_divisions.iter().any(|&divisions| divisions > 1);
         let is_plain = frees_plainly && !rounds && !config.harvest_every_allocate;
         let warm_max = if config.front_cache { config.small_max / WARM_PARTS } else { 0 };
@@ -133,14 +133,21 @@ impl<M> Arena<M> {
         }
         let pool = &mut self.pools[at];
         let id = pool.free.best_fit(&self.blocks, size)?;
-        let Block { size: whole, segment: segment_id, .. } = self.blocks[id.index()];
+        let Block { size: whole, segment: segment_id, next, .. } = self.blocks[id.index()];
         let segment = &mut self.segments[segment_id.index()];
         let is_whole = whole == segment.size;
+        let is_virtual = segment.is_virtual();
+        // A piece of a range that can still grow has rules.
+        if is_virtual && (is_whole || self.blocks.get(next.index()).is_some_and(Block::is_unmapped))
+        {
+            return None;
+        }
         if is_whole && is_vast(whole, size, config) && group == Group::Large && !self.may_break {
             return None;
         }
         let rest = whole - size;
-        let all = rest < self.terms.remainders[at] || is_whole && takes_whole(rest, size, config);
+        let least = if is_virtual && group == Group::Large { 1 } else { self.terms.remainders[at] };
+        let all = rest < least || is_whole && takes_whole(rest, size, config);
         let rest = if all { 0 } else { rest };
         // A part of a segment counts as a free piece already; a whole segment does not.
         let more = if is_whole { (u64::from(rest > 0), rest) } else { (0, 0) };
@@ -157,9 +164,11 @@ impl<M> Arena<M> {
             let back = split(&mut self.blocks, id, whole - rest, State::Free(Links::NONE));
             pool.free.insert(&mut self.blocks, &self.segments, back, config.tie_walk);
         }
-        let count = i64::from(rest > 0) - i64::from(!is_whole);
-        let granules = i64::from(rest) - if is_whole { 0 } else { i64::from(whole) };
-        self.ledger.apply(group, Entry::Split { count, granules });
+        if !is_virtual {
+            let count = i64::from(rest > 0) - i64::from(!is_whole);
+            let granules = i64::from(rest) - if is_whole { 0 } else { i64::from(whole) };
+            self.ledger.apply(group, Entry::Split { count, granules });
+        }
         Some(self.grant(id, base, group, plain.holder(), owned))
     }
 
