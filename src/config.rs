@@ -95,7 +95,8 @@ pub struct Config {
     /// new large segment holds several blocks of the size that missed, where that wastes little:
     /// as many as headroom has room for, up to this share (or `segment_batch`, if that is more).
     /// Fewer backend calls while a program grows, and no remainder at the end of each segment. Not
-    /// beyond three quarters of the device's memory, or of the limit: then the fixed sizes.
+    /// beyond three quarters of the device's memory, or of the limit, nor with `max_split_size`:
+    /// then the fixed sizes.
     pub segment_share: f64,
     /// Bytes; default 64 MiB, torch 0 (`segment_share` alone). What a new large segment may hold
     /// while a program is small; at most a quarter of what is active.

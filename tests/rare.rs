@@ -435,3 +435,16 @@ fn segments_hold_several_blocks_only_while_memory_is_plentiful() {
     assert_eq!(grown(1 << 40, Some(538 * MIB)), 20 * MIB, "75.1 % of the limit");
     assert_eq!(grown(540 * MIB, None), plenty, "74.8 % of the device");
 }
+
+/// A segment for several blocks that are too large to be split off would be one block's.
+#[test]
+fn what_is_not_split_has_a_segment_of_its_size() {
+    let sim = sim(1 << 40);
+    let config = configured(|config| config.max_split_size = Some(20 * MIB));
+    let allocator = Allocator::new(sim.clone(), config);
+    let most = allocator.allocate(16 << 30).expect("room");
+    let blocks = [(); 12].map(|()| allocator.allocate(20 * MIB).expect("room"));
+    assert_eq!(sim.used_bytes(), (16 << 30) + 12 * 20 * MIB);
+    drop((most, blocks));
+    assert_emptied(&allocator);
+}
