@@ -21,9 +21,8 @@
 //! What it costs, in backend calls: a growth of `n` chunks 2n (create, map), and one `set_access`
 //! for each run of addresses; a recycled chunk two (unmap, map) and now and then an event that
 //! tells that the work on it is done. So chunks are as large as they can be and still be moved: a
-//! chunk that is half in use strands the other half. With chunks of 1/2048 of the high-water mark,
-//! 20 traces need 0.5 % more than what is live, with chunks of 1/256 0.8 % and a third of the
-//! calls, with pages of 2 MiB 0.4 % and up to ten times as many.
+//! chunk that is half in use strands the other half. With chunks of 1/2048 of the high-water mark
+//! 21 traces need 0.8 % more than what is live, with chunks of 1/500 1.1 % and half of the calls.
 //!
 //! The shape follows PyTorch's expandable segments (PR #96995): lowest addresses first. With the
 //! torch preset chunks are its pages, one size for each size group, and nothing moves.
