@@ -448,3 +448,27 @@ fn what_is_not_split_has_a_segment_of_its_size() {
     drop((most, blocks));
     assert_emptied(&allocator);
 }
+
+/// Every request ages what is idle, the quick ones too: garbage collection takes what is older than
+/// the mean, and no more.
+#[test]
+fn requests_that_are_served_at_once_age_idle_segments() {
+    for mut config in [Config::default(), Config::torch()] {
+        config.headroom = None;
+        config.garbage_collection_threshold = Some(0.6);
+        config.memory_limit = Some(100 * MIB);
+        let allocator = Allocator::new(sim(256 * MIB), config);
+        let [old, young, mut busy] =
+            [40, 30, 20].map(|size| allocator.allocate(size * MIB).expect("room"));
+        drop(old);
+        for _ in 0..10 {
+            drop(busy);
+            busy = allocator.allocate(20 * MIB).expect("it was freed a moment ago");
+        }
+        drop(young);
+        let large = allocator.allocate(50 * MIB).expect("40 MiB are old");
+        assert_eq!(allocator.memory_reserved(), 100 * MIB, "the young segment stays");
+        drop((busy, large));
+        assert_emptied(&allocator);
+    }
+}

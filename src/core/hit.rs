@@ -65,7 +65,9 @@ impl Terms {
     pub(crate) fn of(config: &Config, segment_max: Bytes) -> Self {
         let frees_plainly = config.max_split_size.is_none();
         let rounds = config.roundup_power2_divisions.iter().any(|&divisions| divisions > 1);
-        let is_plain = frees_plainly && !rounds && !config.harvest_every_allocate;
+        // Garbage collection counts searches of pools, which a plain hit does not.
+        let counts = config.garbage_collection_threshold.is_some();
+        let is_plain = frees_plainly && !rounds && !counts && !config.harvest_every_allocate;
         let warm_max = if config.front_cache { config.small_max / WARM_PARTS } else { 0 };
         Self {
             plain_max: if is_plain { segment_max } else { 0 },
