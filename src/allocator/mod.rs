@@ -326,7 +326,11 @@ impl<B: Backend> Allocator<B> {
 
     /// All statistics at one moment, exact.
     pub fn memory_stats(&self) -> MemoryStats {
-        self.shared.world(|world| stats::collect(world))
+        self.shared.world(|world| {
+            // Another thread's free may be about to have its pieces settled with the peaks.
+            world.settle();
+            stats::collect(world)
+        })
     }
 
     /// Lets every peak start at what is there now.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::backend::Host;
 use crate::id::ArenaId;
+use crate::units::MIB;
 
 #[test]
 fn addresses_are_kept_from_the_first_free_by_address_on() {
@@ -78,4 +79,18 @@ fn no_cell_outlives_those_who_hold_it() {
     assert!(cell.upgrade().is_some(), "a handle of the stream lives");
     drop(stream);
     assert!(cell.upgrade().is_none(), "{raw:?} keeps nothing");
+}
+
+/// Between a free and its settling, which may be another thread's, a peak is behind.
+#[test]
+fn no_peak_is_below_what_is_there_whenever_it_is_asked() {
+    let allocator = Allocator::new(Host::new(), Config::torch());
+    let stream = allocator.stream(1);
+    let raw = || allocator.request(MIB + MIB / 2).on(&stream).allocate_raw().expect("host memory");
+    let [_first, second, _third] = [raw(), raw(), raw()];
+    allocator.reset_peak_memory_stats();
+    let freed = stream.cell.lock().arena.free(second.id, allocator.config());
+    assert!(freed.expect("it is live").settle, "one more free piece than ever");
+    let gauge = allocator.memory_stats().inactive_split.all;
+    assert_eq!((gauge.current, gauge.peak), (2, 2));
 }
