@@ -7,7 +7,7 @@ mod gate;
 #[path = "shell/streamed.rs"]
 mod streamed;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,9 @@ use std::thread;
 use std::time::Duration;
 
 use aquifer::backend::{MemoryKind, Sim, SimOptions};
-use aquifer::{AllocError, Allocator, Config, DeviceVec, PoolId, PoolOptions};
+use aquifer::{
+    AllocError, Allocation, Allocator, Config, DeviceVec, PoolId, PoolOptions, PrivatePool, Stream,
+};
 
 use gate::Gate;
 use streamed::Streamed;
@@ -306,4 +308,14 @@ fn a_trim_does_not_wait_for_what_others_do_meanwhile() {
     gate.open();
     assert!(waits <= 2, "{waits} waits");
     assert_given_back(&allocator);
+}
+
+/// A program may catch a panic with a reference to an allocator in hand, as with a `Mutex`.
+#[test]
+fn references_may_cross_a_caught_panic_and_threads() {
+    fn check<T: UnwindSafe + RefUnwindSafe + Send + Sync>() {}
+    check::<Allocator<Sim>>();
+    check::<Allocation<Sim>>();
+    check::<Stream<Sim>>();
+    check::<PrivatePool<Sim>>();
 }

@@ -46,6 +46,7 @@ pub(super) struct Poisoned;
 #[cfg(not(aquifer_shuttle))]
 mod fast {
     use std::ops::{Deref, DerefMut};
+    use std::panic::{RefUnwindSafe, UnwindSafe};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
     use std::{hint, thread};
@@ -63,6 +64,10 @@ mod fast {
         lock: spin::Mutex<T>,
         poisoned: AtomicBool,
     }
+
+    // What a panic left half done inside nobody sees: the lock is poisoned then.
+    impl<T> UnwindSafe for FastLock<T> {}
+    impl<T> RefUnwindSafe for FastLock<T> {}
 
     /// Unlocks when it is dropped.
     pub(in super::super) struct FastGuard<'a, T> {
