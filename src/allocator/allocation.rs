@@ -5,6 +5,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::allocator::Allocator;
+use crate::allocator::cell::Cell;
 use crate::allocator::held::Held;
 use crate::allocator::pools::PrivatePool;
 use crate::allocator::streams::Stream;
@@ -281,7 +282,7 @@ impl<B: Backend> Allocation<B> {
 impl<B: Backend> Drop for Allocation<B> {
     #[inline]
     fn drop(&mut self) {
-        self.held.cell().drop_owned(self.id);
+        Cell::drop_owned(&self.held, self.id);
     }
 }
 

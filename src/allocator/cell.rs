@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use crate::allocator::addresses::Addresses;
-use crate::allocator::held::Inside;
+use crate::allocator::held::{Held, Inside};
 use crate::allocator::places::Places;
 use crate::allocator::shared::Shared;
 use crate::allocator::sync::{AtomicU32, FastGuard, FastLock, Ordering};
@@ -91,18 +91,28 @@ impl<B: Backend> Cell<B> {
         self.incarnation.load(Ordering::Relaxed)
     }
 
-    /// Gives up an allocation's hold, and frees its block unless it is
-    /// [empty](AllocationId::EMPTY). The cell may be gone when this returns.
+    /// As [`lock`](Self::lock), for who frees; `None` while the thread unwinds after an invariant
+    /// broke: a second panic would abort.
     #[inline]
-    pub(super) fn drop_owned(&self, id: AllocationId) {
-        let Ok(mut inside) = self.inside.lock() else {
-            // An invariant broke earlier. A second panic while the first one unwinds would abort.
-            assert!(std::thread::panicking(), "an invariant of the allocator broke earlier");
-            return;
-        };
+    fn lock_to_free(&self) -> Option<FastGuard<'_, Inside<B>>> {
+        let inside = self.inside.lock();
+        let is_over = inside.is_err() && !std::thread::panicking();
+        assert!(!is_over, "an invariant of the allocator broke earlier");
+        inside.ok()
+    }
+
+    /// Gives up an allocation's hold, and frees its block unless it is [empty]. The cell may be
+    /// gone before this returns. So it is no argument: a reference that is one must stay valid as
+    /// long as the function runs.
+    ///
+    /// [empty]: AllocationId::EMPTY
+    #[inline]
+    pub(super) fn drop_owned(held: &Held<B>, id: AllocationId) {
+        let cell = held.cell();
+        let Some(mut inside) = cell.lock_to_free() else { return };
         let freed = match id {
             AllocationId::EMPTY => None,
-            id => inside.arena.free(id, &self.config),
+            id => inside.arena.free(id, &cell.config),
         };
         let last = inside.give_up();
         let freed = freed.unwrap_or_default();
@@ -113,7 +123,7 @@ impl<B: Backend> Cell<B> {
         let keeper = last.or_else(|| inside.keeper());
         drop(inside);
         if freed != Freed::default() {
-            self.follow_up(freed);
+            cell.follow_up(freed);
         }
         drop(keeper);
     }
@@ -122,7 +132,7 @@ impl<B: Backend> Cell<B> {
     ///
     /// [`Allocation`]: crate::allocator::Allocation
     pub(super) fn free_unowned(&self, id: AllocationId, addresses: &Addresses) -> bool {
-        let mut inside = self.lock();
+        let Some(mut inside) = self.lock_to_free() else { return true };
         if !inside.arena.is_unowned(id) {
             return false;
         }

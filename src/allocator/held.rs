@@ -50,8 +50,8 @@ impl<B: Backend> Held<B> {
     #[inline]
     pub(super) fn cell(&self) -> &Cell<B> {
         // SAFETY: H1 and H2: this `Held` is counted, so the keeper, from which the pointer was
-        // taken, is there. Who gives it up may have the reference for the rest of a function and
-        // does not use it (H3); as a cell is interiorly mutable, that claims nothing.
+        // taken, is there. Who gives it up may have the reference in a variable for the rest of a
+        // function, never as its argument, and does not use it (H3): that claims nothing.
         unsafe { self.0.as_ref() }
     }
 }

@@ -94,3 +94,24 @@ fn no_peak_is_below_what_is_there_whenever_it_is_asked() {
     let gauge = allocator.memory_stats().inactive_split.all;
     assert_eq!((gauge.current, gauge.peak), (2, 2));
 }
+
+/// As a dropped allocation does: a second panic would abort.
+#[test]
+fn raw_frees_that_unwind_past_a_broken_invariant_do_nothing() {
+    struct Owner<'a>(&'a Allocator<Host>, RawAllocation);
+    impl Drop for Owner<'_> {
+        fn drop(&mut self) {
+            let address = self.1.address.expect("the host has addresses");
+            assert!(self.0.free_raw(self.1.id).is_ok() && self.0.free_address(address).is_ok());
+        }
+    }
+    let allocator = Allocator::new(Host::new(), Config::default());
+    let outcome = std::panic::catch_unwind(|| {
+        let raw = allocator.request(100).allocate_raw().expect("host memory");
+        let _owner = Owner(&allocator, raw);
+        let _inside = allocator.shared.default_cell.lock();
+        panic!("an invariant is broken");
+    });
+    assert!(outcome.is_err());
+    assert!(std::panic::catch_unwind(|| allocator.allocate(100)).is_err(), "nothing is trusted");
+}
