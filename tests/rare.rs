@@ -472,3 +472,85 @@ fn requests_that_are_served_at_once_age_idle_segments() {
         assert_emptied(&allocator);
     }
 }
+
+/// A segment that was made to be shared can be split again, whatever size it has.
+#[test]
+fn no_segment_is_too_large_to_be_split_again() {
+    let sim = sim(1 << 40);
+    let config = configured(|config| config.max_split_size = Some(20 * MIB));
+    let allocator = Allocator::new(sim.clone(), config);
+    let most = allocator.allocate(1024 * MIB).expect("room");
+    let little = [(); 4].map(|()| allocator.allocate(5 * MIB).expect("room"));
+    assert_eq!(allocator.memory_reserved(), 1044 * MIB, "the rest of a segment lies fallow");
+    drop((most, little));
+    assert_emptied(&allocator);
+}
+
+/// A growth that brings more pages than are needed is tried with those alone when it is refused.
+#[test]
+fn a_device_without_room_for_more_pages_gives_what_is_needed() {
+    const GIB: u64 = 1024 * MIB;
+    let sim = virtual_sim(16 * GIB);
+    let allocator = Allocator::new(sim.clone(), expandable());
+    let most = allocator.allocate(16 * GIB - 4 * MIB).expect("room");
+    let little = allocator.allocate(2 * MIB).expect("4 MiB are free");
+    assert_eq!(allocator.memory_reserved(), 16 * GIB - 2 * MIB);
+    assert_eq!(sim.live_segments(), 0, "no page, but a segment");
+    assert_eq!(allocator.memory_stats().num_alloc_retries, 0, "everything was given back");
+    drop((most, little));
+    assert_emptied(&allocator);
+}
+
+/// What others use and free while a growth looks for pages is not looked at again.
+#[test]
+fn a_growth_does_not_follow_pages_that_are_in_use_again_and_again() {
+    let device = Gate::new(SimOptions { virtual_memory: true, ..asynchronous(1024 * MIB) });
+    let allocator = Allocator::new(device.clone(), expandable());
+    let other = allocator.stream(1);
+    let hole = allocator.allocate_on(&other, 60 * MIB).expect("room");
+    let wall = allocator.allocate(60 * MIB).expect("room");
+    device.sim.submit(1);
+    drop(hole);
+    let (user, records) = (allocator.clone(), Mutex::new(0));
+    device.watch(move |call, _| {
+        let mut records = records.lock().expect("no test panics here");
+        if call == "record" && *records < 100 {
+            *records += 1;
+            drop(user.allocate_on(&other, 60 * MIB));
+        }
+    });
+    let large = allocator.allocate(100 * MIB).expect("room");
+    let records = device.sim.calls().record;
+    device.open();
+    assert!(records <= 2, "{records} events");
+    device.sim.complete_all();
+    drop((wall, large));
+    assert_emptied(&allocator);
+}
+
+/// Down to the floor, but for less than a chunk: a large chunk does not keep the small ones.
+#[test]
+fn a_trim_takes_the_chunks_that_fit() {
+    let allocator = Allocator::new(virtual_sim(1 << 40), expandable());
+    let held = [640 * MIB, 4 * MIB].map(|size| allocator.allocate(size).expect("room"));
+    drop(held);
+    let reserved = allocator.memory_reserved();
+    assert_eq!(allocator.trim_to(reserved - 4 * MIB), 4 * MIB, "20 MiB are too much");
+    assert_eq!(allocator.trim_to(reserved - 26 * MIB), 20 * MIB);
+    assert_emptied(&allocator);
+}
+
+/// A pool that does not split hands out whole segments: none is made for several blocks.
+#[test]
+fn a_pool_that_does_not_split_has_segments_of_the_usual_sizes() {
+    for (config, size) in [(Config::default(), 20 * MIB), (expandable(), 6 * MIB)] {
+        let allocator = Allocator::new(virtual_sim(1 << 40), config);
+        let most = allocator.allocate(4096 * MIB).expect("room");
+        let options = PoolOptions { no_split: true, ..PoolOptions::default() };
+        let pool = allocator.create_pool(options);
+        let alone = allocator.request(5 * MIB).pool(&pool).allocate().expect("room");
+        assert_eq!(alone.capacity(), size);
+        drop((most, alone, pool));
+        assert_emptied(&allocator);
+    }
+}

@@ -58,6 +58,8 @@ pub(crate) struct MapPlan<M> {
     pub(crate) donors: Vec<Pages<M>>,
     /// What W1 counts until the pages are mapped: what comes beyond what donors give.
     charged: Bytes,
+    /// More is to be mapped than is needed: without that it may not be refused.
+    is_ambitious: bool,
     arena: ArenaId,
     segment: SegmentId,
     claimed: Vec<BlockId>,
@@ -117,7 +119,7 @@ impl<M> UnmapPlan<M> {
 
 impl<M: Clone, E: Clone> World<'_, M, E> {
     /// Bytes of which the chunks of a new range are made.
-    fn page_size(&self, group: Group) -> Bytes {
+    pub(super) fn page_size(&self, group: Group) -> Bytes {
         let page = match group {
             Group::Large if self.config.chunk_share == 0.0 => self.config.large_segment,
             _ => self.config.small_segment,
@@ -150,12 +152,13 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     /// How much a growth brings at least, where that is within the target: small ones come many at
     /// a time.
     fn growth_size(&self, want: &Want) -> Bytes {
+        let no_split = self.global.owners[want.owner.index()].traits.no_split;
         match want.group {
-            Group::Large => {
+            Group::Large if !no_split => {
                 let share = self.high_water(want) as f64 * self.config.chunk_share;
                 (share as Bytes).saturating_mul(GROWTH_CHUNKS)
             }
-            Group::Small => 0,
+            _ => 0,
         }
     }
 
@@ -172,17 +175,20 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let lacking = arena.lacking(place.start, needed, page);
         let room = self.page_target(&want).saturating_sub(self.global.reserved);
         let over = lacking.saturating_sub(room);
-        if let Some(step) = self.learn_holes(miss, place, over) {
+        if let Some(step) = self.learn_holes(miss, (place, needed), over) {
             miss.stay();
             return Some(step);
         }
-        let more = self.growth_size(&want).min(room).saturating_sub(lacking);
+        let liked = if miss.modest { 0 } else { self.growth_size(&want) };
+        let more = liked.min(room).saturating_sub(lacking);
         let more = to_granules(align_down(more.min(SEGMENT_MAX), to_bytes(page)));
         let roomy = needed.saturating_add(more);
         let arena = self.arena(miss.arena);
-        let needed = if arena.has_run(place.start, roomy) { roomy } else { needed };
+        let is_ambitious = roomy > needed && arena.has_run(place.start, roomy);
+        let needed = if is_ambitious { roomy } else { needed };
         let (claimed, runs) = arena.claim(place.start, needed, page);
-        let plan = self.plan_map(miss, place.segment, (claimed, runs), over);
+        let mut plan = self.plan_map(miss, place.segment, (claimed, runs), over);
+        plan.is_ambitious = is_ambitious;
         self.check_room(miss, plan)
     }
 
@@ -208,6 +214,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             pieces,
             donors,
             charged: lacking.saturating_sub(given),
+            is_ambitious: false,
             arena: miss.arena,
             segment,
             claimed,
@@ -300,7 +307,11 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 miss.own_return();
             }
             self.unclaim(plan.arena, &plan.claimed);
-            miss.refuse(device_free);
+            if plan.is_ambitious {
+                miss.ask_for_less();
+            } else {
+                miss.refuse(device_free);
+            }
             return None;
         }
         // Recycled pages neither came from the device nor went back to it.

@@ -146,9 +146,10 @@ impl<M, E: Clone> World<'_, M, E> {
 
     fn follows_demand(&self, want: &Want, modest: bool) -> bool {
         let by_pages = self.config.expandable_segments && self.device.virtual_memory;
-        // A segment that is too large to be split would be one request's.
-        let splits = self.config.max_split_size.is_none();
         let follows = want.group == Group::Large && self.config.segment_share > 0.0 && !by_pages;
+        // What is not split would serve nothing but the first of its blocks.
+        let no_split = self.global.owners[want.owner.index()].traits.no_split;
+        let splits = self.config.max_split_size.is_none() && !no_split;
         follows && splits && !modest && !self.is_scarce(to_bytes(want.size))
     }
 

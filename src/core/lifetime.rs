@@ -173,6 +173,12 @@ impl<M, E: Clone> World<'_, M, E> {
         Mark { stream, tick: tick.min(self.tick_of(stream)) }
     }
 
+    /// How far every stream is.
+    pub(crate) fn ticks(&self) -> Vec<u64> {
+        let streams = (0..self.arenas.len()).map(ArenaId::from_index);
+        streams.map(|stream| self.point(stream, u64::MAX).tick).collect()
+    }
+
     pub(crate) fn is_completed(&self, mark: &Mark) -> bool {
         mark.tick <= self.global.clocks[mark.stream.index()].completed
     }

@@ -26,7 +26,10 @@ pub(crate) struct Miss<'a> {
     pub(super) callbacks: bool,
     /// Growing was refused, and nothing has come free since.
     pub(super) refused: bool,
-    /// More than the usual segment was refused: from now on no more is asked for.
+    /// How far each stream was when pages were first looked for: what is used later is passed over.
+    pub(super) until: Vec<u64>,
+    /// More than the usual segment was refused, or more pages than are needed: from now on no more
+    /// is asked for.
     pub(super) modest: bool,
     /// There are no addresses for another range.
     pub(super) no_range: bool,
@@ -52,6 +55,7 @@ impl<'a> Miss<'a> {
             started: false,
             harvest: Harvest::default(),
             polled_holes: Polled::default(),
+            until: Vec::new(),
             harvest_first: harvest,
             callbacks,
             refused: false,
@@ -93,7 +97,8 @@ impl<'a> Miss<'a> {
         self.refusals += 1;
     }
 
-    /// More than the usual segment was refused: the same rung asks for that one.
+    /// More than the usual segment, or than the pages that are needed, was refused: the same rung
+    /// asks for that.
     pub(crate) fn ask_for_less(&mut self) {
         self.modest = true;
         self.stay();

@@ -12,9 +12,10 @@
 //! Pages may be taken out only when the work on them is known to be complete, for unmapping under a
 //! running kernel is a fault. A growth does not wait for that. It has an event recorded where none
 //! covers the last work on holes that it could use, asks once what is complete, and takes what it
-//! may: on a device that is behind these are the holes that were asked about some misses ago.
+//! may: on a device that is behind these are the holes that were asked about some misses ago. What
+//! others use and free meanwhile is passed over, or it would be followed for ever.
 //!
-//! O(free blocks that hold a page) for each growth above the target, and for each trim.
+//! O(free blocks of at least a page) for each growth above the target, and for each trim.
 
 use crate::core::arena::Want;
 use crate::core::block::State;
@@ -31,7 +32,7 @@ use crate::core::state::World;
 use crate::core::step::Step;
 use crate::core::trim::is_trimmable;
 use crate::id::{ArenaId, BlockId, OwnerId};
-use crate::units::{Bytes, to_bytes};
+use crate::units::{Bytes, to_bytes, to_granules};
 
 /// A free block with whole chunks in it.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +52,12 @@ enum Amount {
 }
 
 impl Amount {
-    /// How many of the chunks, from the first on, are taken; what is left to be taken after them.
-    fn of(self, chunks: &[Chunk]) -> (usize, Self) {
+    /// Which of the chunks are taken: the first that is not too large, and those that follow it;
+    /// what is left to be taken after them.
+    fn of(self, chunks: &[Chunk]) -> (&[Chunk], Self) {
+        let is_too_large =
+            |chunk: &Chunk| matches!(self, Amount::AtMost(left) if to_bytes(chunk.size) > left);
+        let chunks = &chunks[chunks.iter().take_while(|chunk| is_too_large(chunk)).count()..];
         let mut count = 0;
         let mut amount = self;
         for chunk in chunks {
@@ -64,27 +69,30 @@ impl Amount {
             };
             count += 1;
         }
-        (count, amount)
+        (&chunks[..count], amount)
     }
 }
 
 impl<M: Clone, E: Clone> World<'_, M, E> {
     /// A record, or a poll, towards knowing `wanted` bytes of holes complete; `None` when they are,
-    /// or no more can be learned now.
+    /// or no more can be learned now. `needed` granules from `place` on are the growth's own.
     pub(super) fn learn_holes(
         &mut self,
         miss: &mut Miss,
-        place: Place,
+        (place, needed): (Place, u32),
         wanted: Bytes,
     ) -> Option<Step<M, E>> {
         if wanted == 0 || !self.config.page_recycling {
             return None;
         }
+        if miss.until.is_empty() {
+            miss.until = self.ticks();
+        }
         let mut found = 0;
         let mut unknown = false;
         let mut holes = self.donor_holes(&miss.want, wanted);
         // What the growth itself will cover is no donor.
-        let own = self.arena(miss.arena).run_blocks(place.start, miss.want.size);
+        let own = self.arena(miss.arena).run_blocks(place.start, needed);
         holes.retain(|hole| hole.arena != miss.arena || !own.contains(&hole.block));
         for hole in holes.iter().filter(|hole| self.is_done(hole)) {
             found += to_bytes(hole.end - hole.start);
@@ -97,6 +105,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 continue;
             }
             let Mark { stream, tick } = self.last_use(hole.arena, hole.block);
+            // Streams that came later than the ticks have none.
+            if tick > miss.until.get(stream.index()).copied().unwrap_or(0) {
+                continue;
+            }
             if let Event::ToRecord(tick) = self.event_for(stream, tick) {
                 return Some(Step::Record { stream, tick });
             }
@@ -161,11 +173,11 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             let arena = &self.arenas[hole.arena.index()];
             let segment = &arena.segments[arena.blocks[hole.block.index()].segment.index()];
             let chunks = segment.chunks.within(hole.start, hole.end);
-            let (count, left) = amount.of(chunks);
+            let (chunks, left) = amount.of(chunks);
             amount = left;
-            if count > 0 {
-                let end = chunks[count - 1].end();
-                taken.push(self.take_pages(Hole { end, ..hole }));
+            if let (Some(first), Some(last)) = (chunks.first(), chunks.last()) {
+                let (start, end) = (first.start, last.end());
+                taken.push(self.take_pages(Hole { start, end, ..hole }));
             }
         }
         taken
@@ -184,7 +196,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 continue;
             }
             for pool in arena.pools.iter().filter(|pool| from(pool)) {
-                let first = pool.free.best_fit(&arena.blocks, 1);
+                // No chunk is smaller than a page.
+                let page = to_granules(self.page_size(pool.group));
+                let first = pool.free.best_fit(&arena.blocks, page);
                 let larger = std::iter::successors(first, |&at| pool.free.after(&arena.blocks, at));
                 holes.extend(larger.filter_map(|at| {
                     let block = &arena.blocks[at.index()];

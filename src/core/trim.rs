@@ -136,8 +136,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         loop {
             self.absorb();
             if trim.until.is_empty() {
-                let streams = (0..self.arenas.len()).map(ArenaId::from_index);
-                trim.until = streams.map(|stream| self.point(stream, u64::MAX).tick).collect();
+                trim.until = self.ticks();
             }
             let step = match trim.stage {
                 Stage::Idle | Stage::Segments => self.trim_segments(trim),
