@@ -554,3 +554,33 @@ fn a_pool_that_does_not_split_has_segments_of_the_usual_sizes() {
         assert_emptied(&allocator);
     }
 }
+
+/// Without headroom there is no bound on what is reserved, nor on the room for more blocks.
+#[test]
+fn segments_hold_several_blocks_without_headroom_too() {
+    let allocator = Allocator::new(sim(1 << 40), configured(|config| config.headroom = None));
+    let most = allocator.allocate(4096 * MIB).expect("room");
+    let little = allocator.allocate(5 * MIB).expect("room");
+    assert_eq!(allocator.memory_reserved(), (4096 + 60) * MIB);
+    drop((most, little));
+    assert_emptied(&allocator);
+}
+
+/// Blocks are lent to other streams where a growth is refused, not where less is grown.
+#[test]
+fn a_growth_that_is_less_than_was_liked_is_not_refused() {
+    let config = configured(|config| {
+        (config.segment_share, config.headroom) = (1.0, Some(1.0));
+        config.reject_before_driver = true;
+    });
+    let allocator = Allocator::new(sim(1 << 40), config);
+    let first = allocator.allocate(20 * MIB).expect("room");
+    let little = allocator.allocate(2 * MIB).expect("room");
+    let most = allocator.allocate(600 * MIB).expect("room");
+    let reserved = allocator.memory_reserved();
+    allocator.set_memory_limit(Some(1000 * MIB));
+    let other = allocator.allocate_on(&allocator.stream(1), 2 * MIB).expect("room");
+    assert_eq!(allocator.memory_reserved(), reserved + 20 * MIB, "it was lent");
+    drop((first, little, most, other));
+    assert_emptied(&allocator);
+}

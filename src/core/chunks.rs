@@ -13,7 +13,7 @@
 //!
 //! - I7: the chunks of a segment ascend, do not overlap, and cover exactly its mapped blocks.
 //!
-//! A sorted list: O(log n) to find, O(n) to change, n at most a few hundred for a device. Nothing
+//! A sorted list: O(log n) to find, O(n) to change, n at most a few thousand for a device. Nothing
 //! here is looked at by a hit.
 
 use crate::units::{Bytes, to_bytes, to_granules};

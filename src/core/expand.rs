@@ -320,6 +320,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let (owner, group) = (miss.want.owner, miss.want.group);
         let config = self.config;
         let mapped: Bytes = plan.runs.iter().map(|run| run.size).sum();
+        // Donors may give more than is lacking.
+        self.global.returns += u64::from(given > mapped);
         self.global.reserved = self.global.reserved - plan.charged - given + mapped;
         self.global.owners[owner.index()].book_reserved(group, mapped as i64);
         let arena = &mut *self.arenas[plan.arena.index()];

@@ -156,9 +156,11 @@ impl<M, E: Clone> World<'_, M, E> {
     /// What a growth for `size` bytes goes by.
     fn demand(&self, size: Bytes) -> Demand {
         let active = self.total(Gauge::ActiveBytes).saturating_add(size);
-        let share = (active as f64 * self.config.headroom.unwrap_or_default()) as Bytes;
         let Device { granularity, segment_max, .. } = *self.device;
-        let room = active.saturating_add(share).saturating_sub(self.global.reserved);
+        let room = self.config.headroom.map_or(Bytes::MAX, |headroom| {
+            let share = (active as f64 * headroom) as Bytes;
+            active.saturating_add(share).saturating_sub(self.global.reserved)
+        });
         Demand { active, room, granularity, segment_max }
     }
 

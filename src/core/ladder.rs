@@ -188,8 +188,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// Whether growing was refused, or would be, before anything else is tried.
     fn is_pressed(&self, miss: &Miss) -> bool {
-        let (liked, _) = self.segment_sizes(&miss.want, miss.modest);
-        miss.refused || (self.config.reject_before_driver && !self.fits(liked))
+        // More than the usual segment would not be refused: less would be asked for.
+        let (usual, _) = self.segment_sizes(&miss.want, true);
+        miss.refused || (self.config.reject_before_driver && !self.fits(usual))
     }
 
     /// A block that fits and may be used now: own pool, pending blocks, other streams.
