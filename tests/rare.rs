@@ -6,6 +6,7 @@ mod gate;
 mod support;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -583,4 +584,54 @@ fn a_growth_that_is_less_than_was_liked_is_not_refused() {
     assert_eq!(allocator.memory_reserved(), reserved + 20 * MIB, "it was lent");
     drop((first, little, most, other));
     assert_emptied(&allocator);
+}
+
+/// What is cached is there for a request that may not grow, however much it is.
+#[test]
+fn a_vast_idle_segment_serves_a_request_for_cached_memory() {
+    let allocator = Allocator::new(sim(1 << 40), Config::default());
+    let most = allocator.allocate(4096 * MIB).expect("room");
+    drop(allocator.allocate(512 * MIB).expect("room"));
+    let cached = allocator.request(4 * MIB).allocate_cached().expect("512 MiB are cached");
+    drop((most, cached));
+    assert_emptied(&allocator);
+}
+
+/// As `a_trim_does_not_wait_for_what_others_do_meanwhile` of the shell, for events on a miss.
+#[test]
+fn a_request_does_not_ask_about_what_others_do_meanwhile() {
+    for busy in ["record", "query"] {
+        let device = Gate::new(asynchronous(256 * MIB));
+        let config = configured(|config| config.event_batch_count = 1 << 20);
+        let allocator = Allocator::new(device.clone(), config);
+        let other = allocator.stream(1);
+        let use_and_free = move |allocator: &Allocator<Gate>| {
+            let held = allocator.allocate(MIB).expect("room");
+            allocator.record_stream(&held, &other);
+        };
+        use_and_free(&allocator);
+        let (user, calls) = (allocator.clone(), AtomicU64::new(0));
+        let is_inside = AtomicBool::new(false);
+        device.watch(move |call, _| {
+            if call != busy || is_inside.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            if calls.fetch_add(1, Ordering::Relaxed) < 100 {
+                // Another thread frees a block again, whose event completes.
+                use_and_free(&user);
+                if call == "query" {
+                    harvest(&user);
+                    user.backend().sim.complete(1);
+                }
+            }
+            is_inside.store(false, Ordering::Relaxed);
+        });
+        let held = allocator.allocate(20 * MIB).expect("room");
+        let calls = device.sim.calls();
+        device.open();
+        assert!(calls.record <= 4, "{} events while others {busy}", calls.record);
+        device.sim.complete_all();
+        drop(held);
+        assert_emptied(&allocator);
+    }
 }

@@ -4,8 +4,8 @@
 //!  fresh frees ─ absorb ─▶ marked ─ record (one a stream) ─▶ poll … poll ─▶ complete ─▶ Free
 //! ```
 //!
-//! Nothing is asked about a stream that must be left alone: one under capture, or about to go.
-//! O(streams) a step.
+//! Nothing is asked about a stream that must be left alone: one under capture, or about to go. Nor
+//! is anything that others do meanwhile: it would go on as long as they do. O(streams) a step.
 
 use crate::core::lifetime::Recorded;
 use crate::core::state::World;
@@ -18,9 +18,21 @@ pub(crate) struct Harvest {
     polled: Polled,
 }
 
-/// How far all streams were at the last poll: polling goes on while it gets anywhere.
+/// Polling goes on while it gets anywhere, up to where all streams were when it began.
 #[derive(Debug, Default)]
-pub(crate) struct Polled(Option<u64>);
+pub(crate) struct Polled {
+    /// By stream, the tick behind which nothing is asked.
+    until: Vec<u64>,
+    /// How far all streams were at the last poll.
+    last: Option<u64>,
+}
+
+impl Polled {
+    /// Whether a tick is of what was there when it began. Streams that came later have none.
+    pub(crate) fn reaches(&self, stream: ArenaId, tick: u64) -> bool {
+        self.until.get(stream.index()).is_some_and(|&until| tick <= until)
+    }
+}
 
 /// How a tick can be waited for.
 pub(crate) enum Event<E> {
@@ -34,8 +46,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     /// A poll of the oldest event of every stream, but of those under capture; `None` when there is
     /// none, or the last poll brought nothing.
     pub(crate) fn poll(&self, polled: &mut Polled) -> Option<Step<M, E>> {
-        let completed = self.global.clocks.iter().map(|clock| clock.completed).sum();
-        if polled.0.replace(completed) == Some(completed) {
+        self.set_out(polled);
+        let clocks = self.global.clocks.iter().zip(&polled.until);
+        let completed = clocks.map(|(clock, &until)| clock.completed.min(until)).sum();
+        if polled.last.replace(completed) == Some(completed) {
             return None;
         }
         let clocks = self.global.clocks.iter().enumerate();
@@ -45,6 +59,13 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             .filter_map(|(stream, clock)| Some((stream, clock.events.front()?.clone())))
             .collect();
         (!polls.is_empty()).then_some(Step::Poll(polls))
+    }
+
+    /// Remembers how far all streams are, the first time.
+    pub(crate) fn set_out(&self, polled: &mut Polled) {
+        if polled.until.is_empty() {
+            polled.until = self.ticks();
+        }
     }
 
     /// The event that covers a tick, or the demand to record one.
@@ -93,10 +114,13 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     pub(crate) fn harvest_step(&mut self, harvest: &mut Harvest) -> Option<Step<M, E>> {
         self.absorb();
+        self.set_out(&mut harvest.polled);
         for index in 0..self.global.clocks.len() {
             let stream = ArenaId::from_index(index);
-            let awaited = self.global.clocks[index].awaited_tick();
-            if awaited == Some(self.arenas[index].open) && !self.global.is_apart(stream) {
+            let open = self.arenas[index].open;
+            let is_awaited = self.global.clocks[index].awaited_tick() == Some(open);
+            let asks = is_awaited && harvest.polled.reaches(stream, open);
+            if asks && !self.global.is_apart(stream) {
                 let tick = self.close_tick(stream);
                 return Some(Step::Record { stream, tick });
             }

@@ -209,7 +209,14 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     /// A block of the stream's own pool, if one fits and may be used now.
     pub(crate) fn take_cached(&mut self, reader: ArenaId, want: &Want) -> Option<Grant> {
         self.absorb();
-        let block = self.own_fit(reader, want).filter(|_| !self.global.lost)?;
+        let mut block = self.own_fit(reader, want);
+        if block.is_none() {
+            // There is nothing else to try: a vast idle segment may be broken up.
+            let may_break = std::mem::replace(&mut self.arena(reader).may_break, true);
+            block = self.own_fit(reader, want);
+            self.arena(reader).may_break = may_break;
+        }
+        let block = block.filter(|_| !self.global.lost)?;
         let config = self.config;
         Some(self.arena(reader).carve(block, want, SideId::NONE, config))
     }

@@ -18,7 +18,7 @@ pub(crate) struct Miss<'a> {
     pub(super) rung: usize,
     pub(super) started: bool,
     pub(super) harvest: Harvest,
-    /// How far all streams were when it was last asked whether work on free pages is done.
+    /// How far it was asked whether work on free pages is done.
     pub(super) polled_holes: Polled,
     /// Events are to be harvested before the first search.
     pub(super) harvest_first: bool,
@@ -26,8 +26,6 @@ pub(crate) struct Miss<'a> {
     pub(super) callbacks: bool,
     /// Growing was refused, and nothing has come free since.
     pub(super) refused: bool,
-    /// How far each stream was when pages were first looked for: what is used later is passed over.
-    pub(super) until: Vec<u64>,
     /// More than the usual segment was refused, or more pages than are needed: from now on no more
     /// is asked for.
     pub(super) modest: bool,
@@ -55,7 +53,6 @@ impl<'a> Miss<'a> {
             started: false,
             harvest: Harvest::default(),
             polled_holes: Polled::default(),
-            until: Vec::new(),
             harvest_first: harvest,
             callbacks,
             refused: false,

@@ -85,9 +85,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         if wanted == 0 || !self.config.page_recycling {
             return None;
         }
-        if miss.until.is_empty() {
-            miss.until = self.ticks();
-        }
+        self.set_out(&mut miss.polled_holes);
         let mut found = 0;
         let mut unknown = false;
         let mut holes = self.donor_holes(&miss.want, wanted);
@@ -105,8 +103,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 continue;
             }
             let Mark { stream, tick } = self.last_use(hole.arena, hole.block);
-            // Streams that came later than the ticks have none.
-            if tick > miss.until.get(stream.index()).copied().unwrap_or(0) {
+            if !miss.polled_holes.reaches(stream, tick) {
                 continue;
             }
             if let Event::ToRecord(tick) = self.event_for(stream, tick) {
