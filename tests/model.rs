@@ -11,8 +11,8 @@
 mod run;
 mod support;
 
-use aquifer::Config;
 use aquifer::backend::{Host, Sim, SimOptions};
+use aquifer::{Allocator, Config};
 use run::{Op, Run};
 use support::{Context, Device, KIB, MIB, Rng, configured, expandable};
 
@@ -301,4 +301,52 @@ fn every_short_program_within_a_limit() {
         config.memory_limit = Some(44 * MIB);
     });
     exhaust(DEPTH, &config, || support::asynchronous_virtual_sim(4 * CAPACITY));
+}
+
+/// A request that says nothing but a size takes a path of its own through the core. One with a tag
+/// takes the long way, and gets the same place.
+#[test]
+fn plain_requests_get_the_places_of_those_with_a_word_more() {
+    let configs = [
+        Config::default(),
+        expandable(),
+        configured(|config| (config.whole_fit_parts, config.spare_idle_ratio) = (2, 3)),
+        configured(|config| (config.front_cache, config.split_remainder_large) = (false, MIB)),
+        configured(|config| {
+            (config.expandable_segments, config.split_remainder_large) = (true, MIB);
+        }),
+        configured(|config| config.cross_stream = false),
+    ];
+    for (number, config) in configs.into_iter().enumerate() {
+        for seed in 0..if cfg!(debug_assertions) { 3 } else { 40 } {
+            let _context = Context(("config, seed", number, seed));
+            let options =
+                SimOptions { capacity: 8 << 30, virtual_memory: true, ..SimOptions::default() };
+            let sims = [(); 2].map(|()| Sim::new(options));
+            let [plain, worded] =
+                sims.each_ref().map(|sim| Allocator::new(sim.clone(), config.clone()));
+            let tag = worded.tag("a word more");
+            let mut rng = Rng::new(seed);
+            let mut held = Vec::new();
+            for _ in 0..600 {
+                if rng.below(10) < 6 || held.is_empty() {
+                    let size = if rng.below(2) == 0 { rng.size(40 * MIB) } else { 3 * MIB / 4 };
+                    let raw = rng.below(1 + seed % 3) as u32;
+                    let stream = plain.stream(raw);
+                    let one = plain.allocate_on(&stream, size).expect("room");
+                    let stream = worded.stream(raw);
+                    let other = worded.request(size).on(&stream).tag(tag).allocate().expect("room");
+                    let places = (one.address(), one.capacity(), one.stream_index());
+                    assert_eq!(places, (other.address(), other.capacity(), other.stream_index()));
+                    held.push((one, other));
+                } else {
+                    held.swap_remove(rng.below(held.len() as u64) as usize);
+                }
+            }
+            assert_eq!(plain.memory_stats(), worded.memory_stats());
+            assert_eq!(sims[0].calls(), sims[1].calls());
+            plain.verify();
+            worded.verify();
+        }
+    }
 }

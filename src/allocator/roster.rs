@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Cells come under the global lock and never go, so whoever looks one up needs nothing but to see
-//! it. O(1); 1.5 KiB for each allocator and for each 64 streams.
+//! it. O(1); 1 KiB for each allocator and for each 64 streams.
 
 use std::sync::{Arc, OnceLock};
 

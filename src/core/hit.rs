@@ -224,13 +224,16 @@ impl<M> Arena<M> {
     pub(crate) fn free(&mut self, id: AllocationId, config: &Config) -> Option<Freed> {
         let (id, holder) = self.live(id)?;
         let (requested, is_used) = (holder.requested, !holder.uses.is_none());
-        if is_used || !self.terms.frees_plainly {
-            return Some(self.free_by_rules(id, requested, config));
-        }
         let open = self.open;
         let block = &mut self.blocks[id.index()];
         block.tick = open;
         let size = block.size;
+        if is_used || !self.terms.frees_plainly {
+            self.count_oversize(size, config);
+            if is_used {
+                return Some(self.suspend(id, config));
+            }
+        }
         let entry = Entry::Return { size, requested };
         if size <= self.terms.warm_max {
             return Some(self.keep_warm(id, entry, config));
@@ -238,26 +241,11 @@ impl<M> Arena<M> {
         Some(self.vacate(id, entry, config))
     }
 
-    /// The long way of [`free`](Self::free).
+    /// A block is about to be freed that may be one of those that are counted apart.
     #[cold]
-    #[inline(never)]
-    fn free_by_rules(&mut self, id: BlockId, requested: Bytes, config: &Config) -> Freed {
-        let block = &mut self.blocks[id.index()];
-        block.tick = self.open;
-        let size = block.size;
+    fn count_oversize(&mut self, size: u32, config: &Config) {
         if config.max_split_size.is_some_and(|max| to_bytes(size) >= max) {
             self.ledger.oversize[0].fall(1);
         }
-        let State::Allocated(holder) = &block.state else {
-            panic!("B1 is broken: a block that its user frees is {:?}", block.state);
-        };
-        if !holder.uses.is_none() {
-            return self.suspend(id, config);
-        }
-        let entry = Entry::Return { size, requested };
-        if size <= self.terms.warm_max {
-            return self.keep_warm(id, entry, config);
-        }
-        self.vacate(id, entry, config)
     }
 }
