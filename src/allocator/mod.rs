@@ -228,7 +228,7 @@ impl<B: Backend> Allocator<B> {
     }
 
     /// Frees a raw allocation by its device address. The first such free looks at every block; from
-    /// then on addresses are kept, some 20 ns for each raw allocation.
+    /// then on addresses are kept, some 30 ns for each raw allocation and its free.
     ///
     /// # Errors
     /// [`FreeError::Unknown`] if no live raw allocation begins there; nothing has changed then.

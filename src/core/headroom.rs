@@ -9,11 +9,15 @@
 //! A segment that was given back for that, and then grown again at the same size, had better been
 //! kept: a sixteenth of its size is added to `learned`, up to a share of the high-water mark. So a
 //! program that repeats itself comes to rest, with no backend calls at all, after some
-//! repetitions, and one that asks for ever new sizes teaches nothing. The bound on thrashing: a
-//! size can be released and grown again at most 16 · learned_max / size times before either it
-//! stays, or learning has reached its limit; and a miss makes at most one growth and as many
-//! releases as there were growths before, so calls ≤ 2 · growths ≤ 2 · misses. (The list of what
-//! was given up is the idea of ARC: Megiddo and Modha, FAST 2003.)
+//! repetitions, unless that would need more than may be learned; and one that asks for ever new
+//! sizes teaches nothing. (Of 23 traces, repeated without what they say about `empty_cache`, 17
+//! made no call the 12th time, 21 the 40th.) The list of what was given up is the idea of ARC
+//! (Megiddo and Modha, FAST 2003).
+//!
+//! The bound on thrashing: a size can be released and grown again at most 16 · learned_max / size
+//! times before either it stays, or learning has reached its limit; and a miss makes at most one
+//! growth that is not refused, and there are no more releases than growths, so where nothing is
+//! refused calls ≤ 2 · growths ≤ 2 · misses.
 //!
 //! Headroom also decides about idle segments that are vast for a request (`Config::
 //! spare_idle_ratio`), and about the sizes of new ones:

@@ -16,16 +16,16 @@
 //!
 //! | file                            | warm, 64 KiB | cut and merged, 4 MiB | whole segment |
 //! |---------------------------------|--------------|-----------------------|---------------|
-//! | `hit`                           |           40 |                   116 |           104 |
-//! | `warm`                          |           56 |                       |               |
-//! | `bins`, `bitmap`                |              |                   179 |            97 |
-//! | `arena`, `segment`, `pool`      |           27 |                   165 |           119 |
-//! | `ledger`                        |           47 |                   106 |           106 |
-//! | records: bounds, insert, vacate |           34 |                   153 |           105 |
-//! | `id`                            |           23 |                    28 |            25 |
-//! | the shell, locks, results       |          163 |                   231 |           198 |
-//! | in all                          |          390 |                   978 |           754 |
-//! | ns a pair                       |           22 |                    60 |            44 |
+//! | `hit`                           |           37 |                   117 |           109 |
+//! | `warm`                          |           54 |                       |               |
+//! | `bins`, `bitmap`                |              |                   184 |           107 |
+//! | `arena`, `segment`, `pool`      |           29 |                   176 |           127 |
+//! | `ledger`                        |           47 |                   109 |           109 |
+//! | records: bounds, insert, vacate |           38 |                   156 |           110 |
+//! | `id`                            |           20 |                    25 |            22 |
+//! | the shell, locks, results       |          172 |                   234 |           206 |
+//! | in all                          |          397 |                 1,001 |           790 |
+//! | ns a pair                       |           22 |                    59 |            45 |
 //!
 //! [`Allocator::allocate`]: crate::Allocator::allocate
 //!

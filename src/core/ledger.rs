@@ -22,7 +22,7 @@
 //! **What a hit moves.** What is allocated is active too, until it waits for other streams; so a
 //! hit moves three numbers (blocks, bytes, bytes asked for), and one comparison each with the span
 //! stands for both leases (L3: active ≤ lease(active) and active − waiting ≤ lease(allocated)).
-//! Everything else is worked out when it is read. 45 instructions a pair, of 138 before.
+//! Everything else is worked out when it is read. 47 instructions a warm pair, of 138 before.
 
 use crate::core::classes::{GROUPS, Group};
 use crate::units::{Bytes, to_bytes};

@@ -25,7 +25,7 @@
 //! What a step costs decides its place: a wait on the device is cheaper than a growth and dearer
 //! than a hit, so what one stream has free is lent to another that would have to grow by a segment
 //! of its own, and not to one that makes small requests. What is given back too early is regretted
-//! (`headroom`): after some repetitions a program that repeats itself makes no calls.
+//! (`headroom`): a program that repeats itself makes fewer and fewer calls, most in the end none.
 //!
 //! What is kept: at most 3 % above the most that was ever active, and what regret adds. Where a
 //! growth makes a segment (`classes`), it holds several blocks of the size that missed, for most of
