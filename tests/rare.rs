@@ -635,3 +635,64 @@ fn a_request_does_not_ask_about_what_others_do_meanwhile() {
         assert_emptied(&allocator);
     }
 }
+
+/// Of idle segments only those go back that a growth above headroom asks for: not a cold small one
+/// beside a large one that has to go anyway.
+#[test]
+fn a_large_idle_segment_that_goes_back_spares_the_small_ones() {
+    let sim = sim(1 << 40);
+    let allocator = Allocator::new(
+        sim.clone(),
+        configured(|config| {
+            (config.headroom, config.headroom_learned_max) = (Some(0.1), 0.0);
+            config.segment_share = 0.0;
+        }),
+    );
+    let hold = |size| allocator.allocate(size * MIB).expect("room");
+    let (kept, small, large) = (hold(200), hold(12), hold(100));
+    drop(small);
+    drop(large);
+    // 312 MiB are reserved, 452 would be, 374 may.
+    let more = hold(140);
+    assert_eq!(sim.used_bytes(), (200 + 12 + 140) * MIB);
+    drop((kept, more));
+    assert_emptied(&allocator);
+}
+
+/// What was ruled out for want of memory is no longer when a segment has come.
+#[test]
+fn vast_idle_segments_are_spared_again_after_a_growth() {
+    let (vast, crumb) = (512 * MIB, 4 * MIB);
+    let sim = sim(1 << 40);
+    let allocator = Allocator::new(sim.clone(), configured(|config| config.headroom = Some(1.0)));
+    allocator.set_memory_limit(Some(vast));
+    assert!(allocator.allocate(vast + crumb).is_err(), "beyond the limit");
+    allocator.set_memory_limit(None);
+    drop(allocator.allocate(vast).expect("room"));
+    let kept = allocator.allocate(crumb).expect("room");
+    let calls = sim.calls().allocate;
+    let again = allocator.allocate(vast).expect("room");
+    assert_eq!(sim.calls().allocate, calls, "the vast one was there");
+    drop((kept, again));
+    assert_emptied(&allocator);
+}
+
+/// A request that the limit refuses at once is served from a vast idle segment all the same, and
+/// nothing is given back for it.
+#[test]
+fn vast_idle_segments_are_broken_where_growing_is_no_choice() {
+    for reject in [false, true] {
+        let sim = sim(1 << 40);
+        let config = configured(|config| {
+            (config.headroom, config.reject_before_driver) = (Some(1.0), reject);
+        });
+        let allocator = Allocator::new(sim.clone(), config);
+        allocator.set_memory_limit(Some(512 * MIB));
+        drop(allocator.allocate(512 * MIB).expect("room"));
+        let crumbs = [(); 100].map(|()| allocator.allocate(4 * MIB).expect("room"));
+        let calls = sim.calls();
+        assert_eq!((calls.allocate, calls.free), (1, 0), "rejects: {reject}");
+        drop(crumbs);
+        assert_emptied(&allocator);
+    }
+}

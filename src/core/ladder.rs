@@ -108,28 +108,18 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             }
             miss.harvest_first = false;
         }
-        if miss.refused {
-            self.allow_breaking(true);
-        }
         let mut search = true;
         loop {
             if self.global.lost {
                 return Step::Fail(Failure::Lost);
             }
-            if search
-                && let Some((arena, grant)) =
-                    self.search(miss.arena, &miss.want, self.is_pressed(miss))
-            {
+            if search && let Some((arena, grant)) = self.search_for(miss) {
                 return Step::Done(arena, grant);
             }
             if captured {
                 return Step::Fail(Failure::Capture);
             }
             let Some(&rung) = LADDER.get(miss.rung) else {
-                if self.allow_breaking(true) {
-                    search = true;
-                    continue;
-                }
                 self.global.counts.ooms += 1;
                 return Step::Fail(Failure::OutOfMemory);
             };
@@ -191,6 +181,16 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         // More than the usual segment would not be refused: less would be asked for.
         let (usual, _) = self.segment_sizes(&miss.want, true);
         miss.refused || (self.config.reject_before_driver && !self.fits(usual))
+    }
+
+    /// As [`search`](Self::search), for a request on its way. Where growing is no choice nothing is
+    /// spared any more; every failure comes after such a search.
+    fn search_for(&mut self, miss: &Miss) -> Option<(ArenaId, Grant)> {
+        let pressed = self.is_pressed(miss);
+        if pressed {
+            self.allow_breaking(true);
+        }
+        self.search(miss.arena, &miss.want, pressed)
     }
 
     /// A block that fits and may be used now: own pool, pending blocks, other streams.
@@ -341,10 +341,6 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         if !self.fits(size) && (self.config.reject_before_driver || !by_pages) {
             if self.is_ambitious(miss, size) {
                 miss.ask_for_less();
-                return Climb::Again;
-            }
-            if self.allow_breaking(true) {
-                miss.stay();
                 return Climb::Again;
             }
             return self.refuse_growth(miss);
