@@ -696,3 +696,34 @@ fn vast_idle_segments_are_broken_where_growing_is_no_choice() {
         assert_emptied(&allocator);
     }
 }
+
+/// When the device has no room for a segment of several blocks, one of the usual size is asked for
+/// before anything is given back.
+#[test]
+fn an_ambitious_segment_that_the_device_refuses_is_tried_in_the_usual_size() {
+    let sim = sim(300 * MIB);
+    let allocator = Allocator::new(sim.clone(), configured(|config| config.headroom = Some(1.0)));
+    let hold = |size| allocator.allocate(size * MIB).expect("room");
+    let (idle, most, rest) = (hold(6), hold(200), hold(60));
+    drop(idle);
+    // 64 MiB would be liked, 34 are free.
+    let little = hold(8);
+    assert_eq!(sim.used_bytes(), (6 + 200 + 60 + 20) * MIB);
+    assert_eq!((sim.calls().free, allocator.memory_stats().num_alloc_retries), (0, 0));
+    drop((most, rest, little));
+    assert_emptied(&allocator);
+}
+
+/// Small growths by pages bring those of the next ones too, while there is room.
+#[test]
+fn a_growth_by_pages_brings_those_of_the_next_ones() {
+    let sim = virtual_sim(1 << 40);
+    let allocator = Allocator::new(sim.clone(), expandable());
+    let most = allocator.allocate(8 << 30).expect("room");
+    sim.reset_calls();
+    let blocks = [(); 8].map(|()| allocator.allocate(2 * MIB).expect("room"));
+    assert_eq!(sim.calls().set_access, 1, "eight chunks of 4 MiB, for 16 MiB");
+    assert_eq!(allocator.memory_reserved(), (8 << 30) + 32 * MIB);
+    drop((most, blocks));
+    assert_emptied(&allocator);
+}

@@ -48,6 +48,7 @@ fn shared_segments_hold_as_many_blocks_as_headroom_has_room_for() {
     assert_eq!(shared(9 * MIB, 10 * GIB, 0), 2 * 9 * MIB, "those of the least segment");
     assert_eq!(shared(9 * MIB, 10 * GIB, GIB), 154 * MIB, "17 blocks, within the share");
     assert_eq!(shared(300 * MIB, 10 * GIB, GIB), 300 * MIB, "alone where few fit");
+    assert_eq!(shared(60 * MIB, 10 * GIB, GIB), 60 * MIB, "alone where two fit: fewer than eight");
     assert_eq!(shared(9 * GIB, 10 * GIB, 0), 9 * GIB, "larger than the largest: its own");
 }
 

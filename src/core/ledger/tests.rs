@@ -66,3 +66,33 @@ fn totals_count_what_came_and_left_since_the_reset() {
     assert_eq!(ledger.moved(ALL, Gauge::ReservedBytes as usize), (0, 0));
     assert_eq!(ledger.bytes(Gauge::ReservedBytes), 5 * 512);
 }
+
+/// What waits for other streams is active and no longer allocated, so that each has its own peak.
+#[test]
+fn the_peak_of_what_is_allocated_is_seen_below_that_of_what_is_active() {
+    let mut ledger = Ledger::new(true);
+    let peak =
+        |ledger: &Ledger, gauge: Gauge| peaks(&[ledger], &[[0; GAUGES]; ROWS])[ALL][gauge as usize];
+    let counts = |ledger: &Ledger| [Gauge::Allocation, Gauge::Active].map(|g| peak(ledger, g));
+    let bytes = |ledger: &Ledger| {
+        [Gauge::AllocatedBytes, Gauge::ActiveBytes].map(|gauge| peak(ledger, gauge) / to_bytes(1))
+    };
+    let complete = |size| Entry::Complete { size, requested: to_bytes(size) };
+    // Two large ones wait while two small ones are allocated: then more small ones fit below.
+    allocate(&mut ledger, 80);
+    allocate(&mut ledger, 80);
+    ledger.apply(Group::Large, Entry::Free { size: 80 });
+    ledger.apply(Group::Large, Entry::Free { size: 80 });
+    allocate(&mut ledger, 8);
+    allocate(&mut ledger, 8);
+    assert_eq!((counts(&ledger), bytes(&ledger)), ([2, 4], [160, 176]));
+    ledger.apply(Group::Large, complete(80));
+    ledger.apply(Group::Large, complete(80));
+    allocate(&mut ledger, 8);
+    assert_eq!((counts(&ledger), bytes(&ledger)), ([3, 4], [160, 176]), "more, though smaller");
+    // The other way round: few large ones after many small ones.
+    free(&mut ledger, 8);
+    free(&mut ledger, 8);
+    allocate(&mut ledger, 164);
+    assert_eq!((counts(&ledger), bytes(&ledger)), ([3, 4], [172, 176]), "larger, though fewer");
+}
