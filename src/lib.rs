@@ -87,7 +87,7 @@ mod core;
 mod ds;
 mod id;
 pub mod report;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod surface;
 pub mod trace;
 pub mod units;
@@ -101,6 +101,11 @@ pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};
 pub use units::Bytes;
 pub use vec::DeviceVec;
+
+#[cfg(feature = "cuda")]
+pub use backend::cuda::tune_default_pool;
+#[cfg(feature = "cuda")]
+pub use surface::cuda::{CudaAllocator, CudaBuffer, OnStream, PinnedBuffer};
 
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::recommended_device_descriptor;

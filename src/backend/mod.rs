@@ -15,11 +15,18 @@
 //! - What an API cannot do is absent (`virtual_memory() == None`, `Limits::device_wait == false`);
 //!   it is never called then.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod host;
 pub mod sim;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+#[cfg(feature = "cuda")]
+pub use cuda::{
+    Cuda, CudaChunk, CudaEvent, CudaMemory, CudaOptions, CudaPinned, CudaSource, CudaStreamId,
+    CudaUnavailable, CudaView, CudaVirtual, PinnedMemory, PinnedView,
+};
 pub use host::{Host, HostEvent, HostMemory, HostView, resident_bytes};
 pub use sim::{CallCounts, Fault, Sim, SimChunk, SimEvent, SimMemory, SimOptions, SimView, WorkId};
 #[cfg(feature = "wgpu")]

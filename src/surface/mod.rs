@@ -4,4 +4,7 @@
 //! It makes no policy and keeps no books: every byte is in the [`Allocator`](crate::Allocator)
 //! below.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "wgpu")]
 pub mod wgpu;

@@ -1,0 +1,205 @@
+//! Which stream of cudarc is which of ours.
+//!
+//! ```text
+//!   handle ─▶ (Arc<CudaStream>, Stream<Cuda>)      found without the driver
+//!   2      ─▶ who asks? ─▶ number ─▶ …             a stream for each thread
+//! ```
+//!
+//! - K1: a handle in the table is kept by its `Arc`, so it is not destroyed, and no other stream
+//!   gets it, while it is there.
+//! - K2: a stream that is taken out was forgotten by the allocator before its `Arc` is dropped.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::{CudaStream, DeviceRepr, DeviceSlice, HostSlice, ValidAsZeroBits};
+
+use super::{CudaAllocator, CudaBuffer, CudaError};
+use crate::allocator::{AllocError, Allocation, Allocator, Stream};
+use crate::backend::{Cuda, CudaStreamId, Lost};
+use crate::id::Tag;
+use crate::units::Bytes;
+
+/// `CU_STREAM_PER_THREAD`.
+const PER_THREAD: usize = 2;
+
+/// The streams that an allocator knows.
+#[derive(Default)]
+pub(super) struct Known {
+    by_handle: Mutex<HashMap<usize, (Arc<CudaStream>, Stream<Cuda>)>>,
+}
+
+type Table<'a> = MutexGuard<'a, HashMap<usize, (Arc<CudaStream>, Stream<Cuda>)>>;
+
+impl Known {
+    fn table(&self) -> Table<'_> {
+        self.by_handle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a stream known, and keeps it.
+    pub(super) fn enter(
+        &self,
+        core: &Allocator<Cuda>,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Stream<Cuda>, Lost> {
+        let handle = stream.cu_stream() as usize;
+        // SAFETY: the handle is of a live stream of cudarc, of the allocator's context as the caller
+        // has checked; K1 and K2 keep it alive until it is forgotten.
+        let raw = unsafe { core.backend().stream_of(handle) }?;
+        let known = core.stream(raw);
+        if handle != PER_THREAD {
+            // Another thread may have been first, with the same stream.
+            self.table().entry(handle).or_insert((Arc::clone(stream), known.clone()));
+        }
+        Ok(known)
+    }
+
+    /// Our handle of a stream that is known, or need not be kept: the default one, or the calling
+    /// thread's own.
+    pub(super) fn lookup(&self, core: &Allocator<Cuda>, handle: usize) -> Option<Stream<Cuda>> {
+        if handle == 0 {
+            return Some(core.default_stream());
+        }
+        if handle == PER_THREAD {
+            // SAFETY: the thread's own stream lives as long as the thread.
+            let raw = unsafe { core.backend().stream_of(handle) }.ok()?;
+            return Some(core.stream(raw));
+        }
+        self.table().get(&handle).map(|(_, known)| known.clone())
+    }
+
+    /// Forgets the streams that nobody else has (K2).
+    pub(super) fn sweep(&self, forget: impl Fn(CudaStreamId)) -> usize {
+        let mut table = self.table();
+        let idle = |stream: &Arc<CudaStream>| Arc::strong_count(stream) == 1;
+        let gone: Vec<usize> =
+            table.iter().filter(|(_, known)| idle(&known.0)).map(|(&handle, _)| handle).collect();
+        // Out of the table first: nobody can find them, and the lock is not held across the driver.
+        let gone: Vec<_> = gone.iter().filter_map(|handle| table.remove(handle)).collect();
+        drop(table);
+        gone.iter().for_each(|(_, known)| forget(known.raw()));
+        gone.len()
+    }
+}
+
+/// The allocator's memory on one stream. Cheap to clone.
+#[derive(Clone)]
+pub struct OnStream {
+    memory: CudaAllocator,
+    known: Stream<Cuda>,
+    stream: Arc<CudaStream>,
+}
+
+impl fmt::Debug for OnStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnStream").field(&self.known).finish()
+    }
+}
+
+impl OnStream {
+    pub(super) fn new(
+        memory: &CudaAllocator,
+        known: Stream<Cuda>,
+        stream: &Arc<CudaStream>,
+    ) -> Self {
+        Self { memory: memory.clone(), known, stream: Arc::clone(stream) }
+    }
+
+    /// The allocator.
+    pub fn memory(&self) -> &CudaAllocator {
+        &self.memory
+    }
+
+    /// The stream as the allocator knows it, for its requests.
+    pub fn stream(&self) -> &Stream<Cuda> {
+        &self.known
+    }
+
+    /// The stream as cudarc knows it.
+    pub fn cuda_stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// `size` bytes, uninitialised.
+    ///
+    /// # Errors
+    /// [`AllocError`], when everything that could free memory has been tried.
+    #[track_caller]
+    #[inline]
+    pub fn allocate(&self, size: Bytes) -> Result<Allocation<Cuda>, AllocError> {
+        self.memory.allocate_on(&self.known, size)
+    }
+
+    /// Room for `len` values, uninitialised.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate); [`AllocError::TooLarge`] if the bytes cannot be counted.
+    ///
+    /// # Safety
+    /// - Nothing is read from it, as values of `T`, before it was written.
+    #[track_caller]
+    pub unsafe fn alloc<T: DeviceRepr>(&self, len: usize) -> Result<CudaBuffer<T>, AllocError> {
+        // SAFETY: as the caller promises.
+        unsafe { self.alloc_tagged(len, Tag::default()) }
+    }
+
+    /// As [`alloc`](Self::alloc), with a tag for reports.
+    ///
+    /// # Errors
+    /// As [`alloc`](Self::alloc).
+    ///
+    /// # Safety
+    /// - As [`alloc`](Self::alloc).
+    #[track_caller]
+    pub unsafe fn alloc_tagged<T: DeviceRepr>(
+        &self,
+        len: usize,
+        tag: Tag,
+    ) -> Result<CudaBuffer<T>, AllocError> {
+        let size = (len as Bytes).checked_mul(size_of::<T>() as Bytes).ok_or_else(|| {
+            let limit = crate::backend::Backend::limits(self.memory.backend()).segment_max;
+            AllocError::TooLarge { requested: Bytes::MAX, limit }
+        })?;
+        let request = self.memory.request(size).on(&self.known).tag(tag);
+        let allocation = match tag == Tag::default() {
+            true => self.allocate(size)?,
+            false => request.allocate()?,
+        };
+        Ok(CudaBuffer::new(allocation, len, self))
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// [`CudaError::Alloc`] if there is no memory, [`CudaError::Driver`] if it could not be cleared.
+    #[track_caller]
+    pub fn alloc_zeros<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        len: usize,
+    ) -> Result<CudaBuffer<T>, CudaError> {
+        // SAFETY: it is cleared on the stream before anything else can be done with it there.
+        let mut buffer = unsafe { self.alloc(len) }?;
+        if !buffer.is_empty() {
+            self.stream.memset_zeros(&mut buffer)?;
+        }
+        Ok(buffer)
+    }
+
+    /// A copy of values of the host.
+    ///
+    /// # Errors
+    /// As [`alloc_zeros`](Self::alloc_zeros).
+    #[track_caller]
+    pub fn clone_htod<T: DeviceRepr, S: HostSlice<T> + ?Sized>(
+        &self,
+        values: &S,
+    ) -> Result<CudaBuffer<T>, CudaError> {
+        // SAFETY: all of it is written on the stream before anything else can be done with it there.
+        let mut buffer = unsafe { self.alloc(values.len()) }?;
+        if !buffer.is_empty() {
+            self.stream.memcpy_htod(values, &mut buffer)?;
+        }
+        Ok(buffer)
+    }
+}
