@@ -95,7 +95,7 @@ pub mod vec;
 
 pub use allocator::{
     AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, FreeError, LimitError, MemInfo,
-    PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request, RouteGuard, Stream,
+    PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request, RouteGuard, Stream,
 };
 pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};

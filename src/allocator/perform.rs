@@ -308,7 +308,7 @@ impl<B: Backend> Shared<B> {
     }
 
     /// Waits until another thread's growth or release has ended.
-    fn await_progress(&self) {
+    pub(super) fn await_progress(&self) {
         let global = self.lock_global();
         if global.in_flight > 0 {
             // A wake-up for no reason costs one more look, nothing else.

@@ -75,6 +75,7 @@
 //! | `pages`     | pages of one range: claiming, unmapping, merging |
 //! | `recycle`   | which free pages can be taken out, and taking them |
 //! | `expand`    | virtual memory: mapping of pages |
+//! | `pause`     | private pools whose memory goes back while their addresses stay |
 //! | `dismantle` | taking an arena apart |
 //! | `verify`    | checks every numbered invariant |
 
@@ -95,6 +96,7 @@ pub(crate) mod lifetime;
 pub(crate) mod miss;
 pub(crate) mod owners;
 pub(crate) mod pages;
+pub(crate) mod pause;
 pub(crate) mod pool;
 pub(crate) mod recording;
 pub(crate) mod recycle;

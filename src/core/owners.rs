@@ -10,6 +10,7 @@ use crate::core::ledger::{self, Counter};
 use crate::core::pool::{Pool, Traits};
 use crate::core::state::World;
 use crate::id::{ArenaId, OwnerId, PoolId};
+use crate::units::Bytes;
 
 /// How many private pools that are gone the statistics remember.
 const GONE_POOLS_MAX: usize = 1024;
@@ -22,6 +23,8 @@ pub(crate) struct Owner {
     pub(crate) use_on_oom: bool,
     /// Reserved bytes: small, large, all.
     pub(crate) reserved: [Counter; 3],
+    /// Bytes that are away (A2).
+    pub(crate) away: Bytes,
 }
 
 impl Owner {
@@ -55,9 +58,10 @@ impl<M, E: Clone> World<'_, M, E> {
         self.global.pools_made += 1;
         let traits = Traits { granularity: self.device.granularity, ..traits };
         let pool_id = PoolId(0, self.global.pools_made);
-        let owner = Owner { pool_id, traits, use_on_oom, reserved: [Counter::default(); 3] };
-        let holds_nothing =
-            |owner: &Owner| owner.traits.released && owner.reserved[ledger::ALL].current == 0;
+        let owner = Owner { pool_id, traits, use_on_oom, reserved: [Counter::default(); 3], away: 0 };
+        let holds_nothing = |owner: &Owner| {
+            owner.traits.released && owner.reserved[ledger::ALL].current == 0 && owner.away == 0
+        };
         let vacant = self.global.owners.iter().skip(1).position(holds_nothing);
         let Some(index) = vacant.map(|index| index + 1) else {
             self.global.owners.push(owner);

@@ -18,7 +18,8 @@
 //! - W1: `reserved` = Σ mapped bytes of all segments + bytes of growth and release in flight.
 //! - W2: `reserved ≤ limit` after every growth (a limit that is lowered later binds from the next
 //!   one).
-//! - W3: requested ≤ allocated ≤ active ≤ reserved, in bytes, in every arena.
+//! - W3: requested ≤ allocated ≤ active ≤ reserved + away, in bytes, in every arena; away is the
+//!   memory of paused pools (see `pause`).
 
 use std::collections::VecDeque;
 
@@ -32,6 +33,7 @@ use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
 use crate::core::lifetime::{Clock, Recorded};
 use crate::core::miss::Miss;
 use crate::core::owners::Owner;
+use crate::core::pause::Presence;
 use crate::core::pool::{Pool, Traits};
 use crate::core::segment::{Idle, Segment, vacate};
 use crate::core::step::{Growth, Step};
@@ -113,6 +115,7 @@ impl<E> Global<E> {
             traits: Traits::default(),
             use_on_oom: false,
             reserved: [Counter::default(); 3],
+            away: 0,
         };
         Self {
             clocks: Vec::new(),
@@ -331,6 +334,7 @@ impl<M, E: Clone> World<'_, M, E> {
             idle,
             holes,
             chunks,
+            presence: Presence::Here,
             memory,
         });
         id

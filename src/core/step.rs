@@ -69,6 +69,8 @@ pub(crate) enum Failure {
     Rejected,
     /// The stream is being captured and its pool has no room; no backend call may be made.
     Capture,
+    /// The pool is paused: its memory is away.
+    Paused,
     /// The device is gone.
     Lost,
 }

@@ -53,6 +53,8 @@ pub(super) struct Device {
     pub(super) context: Arc<CudaContext>,
     pub(super) number: i32,
     pub(super) name: String,
+    /// Of the driver: 12040 for CUDA 12.4.
+    pub(super) version: i32,
     pub(super) total: Bytes,
     pub(super) granularity: Bytes,
     pub(super) source: CudaSource,
@@ -106,6 +108,7 @@ impl Device {
         }
         let total = driver.total(number).map_err(CudaUnavailable::at("cuDeviceTotalMem"))?;
         let name = driver.name(number).unwrap_or_else(|_| "CUDA device".to_owned());
+        let version = driver.version().unwrap_or(0);
         let stream = driver.create_stream().map_err(CudaUnavailable::at("cuStreamCreate"))?;
         // From here on the device's own drop gives back what there is.
         let mut device = Self {
@@ -113,6 +116,7 @@ impl Device {
             context: Arc::clone(context),
             number,
             name,
+            version,
             total,
             granularity,
             source,

@@ -141,7 +141,7 @@ impl Device {
         }
     }
 
-    fn range(&self, size: Bytes) -> Result<CudaMemory, GrowError> {
+    pub(super) fn range(&self, size: Bytes) -> Result<CudaMemory, GrowError> {
         let reserved = self.driver.reserve(size, self.granularity);
         let address = reserved.map_err(|code| grow_error("cuMemAddressReserve", code))?;
         Ok(CudaMemory { address, size, body: Body::Range(Mutex::default()) })
@@ -153,7 +153,7 @@ impl Device {
         Ok(CudaChunk { handle, size })
     }
 
-    fn put(
+    pub(super) fn put(
         &self,
         memory: &CudaMemory,
         offset: Bytes,
@@ -169,7 +169,7 @@ impl Device {
         }
     }
 
-    fn open_access(&self, memory: &CudaMemory, at: Bytes, size: Bytes) -> Result<(), GrowError> {
+    pub(super) fn open_access(&self, memory: &CudaMemory, at: Bytes, size: Bytes) -> Result<(), GrowError> {
         let opened = self.driver.set_access(memory.address + at, size, &self.access);
         opened.map_err(|code| grow_error("cuMemSetAccess", code))
     }

@@ -30,6 +30,8 @@ mod driver;
 mod memory;
 mod pinned;
 mod probe;
+#[cfg(unix)]
+mod share;
 mod streams;
 
 use std::sync::Arc;
@@ -41,6 +43,8 @@ pub use driver::Code;
 pub use memory::{CudaChunk, CudaMemory, CudaView, CudaVirtual};
 pub use pinned::{CudaPinned, PinnedMemory, PinnedView};
 pub use probe::{CudaUnavailable, device_count};
+#[cfg(unix)]
+pub use share::{ImportedMemory, ShareError, SharedMemory};
 pub use streams::{CudaEvent, CudaStreamId};
 
 use super::{Backend, GrowError, Limits, Lost, MemoryKind};
@@ -132,13 +136,31 @@ impl Cuda {
         identify().or_else(|_| identify()).map_err(|code| lost("cuStreamGetId", code))
     }
 
-    /// Whether a stream is being captured, as the driver has it.
+    /// A capture is about to begin: nothing is waited for that would break it.
     pub(crate) fn announce_capture(&self) {
         self.device.captures.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// It has ended.
     pub(crate) fn end_capture(&self) {
         self.device.captures.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Copies between any places, each `(to, from, bytes)`, and waits until that is done.
+    pub(crate) fn copy_all(
+        &self,
+        copies: impl Iterator<Item = (u64, u64, Bytes)>,
+    ) -> Result<(), Code> {
+        let device = &self.device;
+        let _entry = device.enter()?;
+        let mut outcome = Ok(());
+        for (to, from, size) in copies {
+            outcome = outcome.and_then(|()| device.driver.copy(to, from, size, device.stream));
+        }
+        // Whatever was submitted is over when this returns.
+        let driver = device.driver;
+        let waited = driver.synchronize_stream(device.stream);
+        outcome.and(waited.or_else(|_| driver.synchronize_stream(device.stream)))
     }
 
     /// Blocks until the device has done all that was submitted.
@@ -162,8 +184,9 @@ impl Backend for Cuda {
     type Virtual = CudaVirtual;
 
     fn describe(&self) -> String {
-        let device = &self.device;
-        format!("{} (CUDA device {}), {} bytes", device.name, device.number, device.total)
+        let Device { name, number, version, total, .. } = &*self.device;
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        format!("{name} (CUDA device {number}, driver for CUDA {major}.{minor}), {total} bytes")
     }
 
     fn limits(&self) -> Limits {

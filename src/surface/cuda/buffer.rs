@@ -167,6 +167,7 @@ impl<T> fmt::Debug for CudaBuffer<T> {
 }
 
 /// Some values of a [`CudaBuffer`], shared.
+#[derive(Debug)]
 pub struct CudaBufferView<'a, T> {
     buffer: &'a CudaBuffer<T>,
     address: CUdeviceptr,
@@ -174,6 +175,7 @@ pub struct CudaBufferView<'a, T> {
 }
 
 /// Some values of a [`CudaBuffer`], exclusive.
+#[derive(Debug)]
 pub struct CudaBufferViewMut<'a, T> {
     buffer: &'a mut CudaBuffer<T>,
     address: CUdeviceptr,
@@ -181,6 +183,7 @@ pub struct CudaBufferViewMut<'a, T> {
 }
 
 /// A [`CudaBuffer`] as a `CudaSlice`, while it is borrowed.
+#[derive(Debug)]
 pub struct BorrowedSlice<'a, T> {
     slice: ManuallyDrop<CudaSlice<T>>,
     _buffer: PhantomData<&'a mut CudaBuffer<T>>,

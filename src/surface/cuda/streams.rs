@@ -27,13 +27,13 @@ const PER_THREAD: usize = 2;
 /// The streams that an allocator knows.
 #[derive(Default)]
 pub(super) struct Known {
-    by_handle: Mutex<HashMap<usize, (Arc<CudaStream>, Stream<Cuda>)>>,
+    by_handle: Mutex<Table>,
 }
 
-type Table<'a> = MutexGuard<'a, HashMap<usize, (Arc<CudaStream>, Stream<Cuda>)>>;
+type Table = HashMap<usize, (Arc<CudaStream>, Stream<Cuda>)>;
 
 impl Known {
-    fn table(&self) -> Table<'_> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.by_handle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -161,11 +161,15 @@ impl OnStream {
             let limit = crate::backend::Backend::limits(self.memory.backend()).segment_max;
             AllocError::TooLarge { requested: Bytes::MAX, limit }
         })?;
-        let request = self.memory.request(size).on(&self.known).tag(tag);
-        let allocation = match tag == Tag::default() {
-            true => self.allocate(size)?,
-            false => request.allocate()?,
-        };
+        if tag == Tag::default() {
+            return Ok(CudaBuffer::new(self.allocate(size)?, len, self));
+        }
+        let pool = self.memory.pool_of_tag(tag);
+        let mut request = self.memory.request(size).on(&self.known).tag(tag);
+        if let Some(pool) = &pool {
+            request = request.pool(pool);
+        }
+        let allocation = request.allocate()?;
         Ok(CudaBuffer::new(allocation, len, self))
     }
 
