@@ -8,6 +8,12 @@
 #[cfg(feature = "wgpu")]
 #[path = "support/bounded.rs"]
 mod bounded;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "support/cuda.rs"]
+mod cuda;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "support/cuda_device.rs"]
+mod cuda_device;
 #[path = "contract/front.rs"]
 mod front;
 #[cfg(feature = "wgpu")]
@@ -31,6 +37,8 @@ use aquifer::backend::{Host, Sim};
 use aquifer::{Allocator, Config};
 #[cfg(feature = "wgpu")]
 use bounded::Bounded;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+use cuda_device::CudaDevice;
 use support::{Device, MIB, asynchronous_sim, expandable, sim, virtual_sim};
 
 /// A backend that the suite runs over.
@@ -63,11 +71,13 @@ impl<D: Device> Subject<D> {
 }
 
 /// Backend, test, reason.
-const KNOWN: &[(&str, &str, &str)] = &[(
-    "sim_virtual",
-    "idle_memory_goes_after_its_age",
-    "age is kept for whole segments; pages of a range go by trims and recycling alone",
-)];
+const KNOWN: &[(&str, &str, &str)] = &[
+    ("sim_virtual", "idle_memory_goes_after_its_age", AGE_OF_SEGMENTS),
+    ("cuda_pages", "idle_memory_goes_after_its_age", AGE_OF_SEGMENTS),
+];
+
+const AGE_OF_SEGMENTS: &str =
+    "age is kept for whole segments; pages of a range go by trims and recycling alone";
 
 fn judge<D: Device>(subject: &Subject<D>, test: &str, run: fn(&Subject<D>)) {
     if !(subject.is_there)() {
@@ -93,6 +103,14 @@ const WGPU: Subject<Bounded> =
     Subject { is_there: || gpu::Gpu::shared().is_some(), ..subject("wgpu", Bounded::adapter) };
 #[cfg(feature = "wgpu")]
 const WGPU_NOOP: Subject<Bounded> = subject("wgpu_noop", Bounded::noop);
+
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const CUDA: Subject<CudaDevice> =
+    Subject { config: expandable, ..subject("cuda_pages", CudaDevice::with_pages) };
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const CUDA_POOL: Subject<CudaDevice> = subject("cuda_pool", CudaDevice::with_pool);
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const CUDA_PLAIN: Subject<CudaDevice> = subject("cuda_plain", CudaDevice::plain);
 
 /// Stamps one backend's tests.
 macro_rules! stamp {
@@ -167,6 +185,12 @@ suite! {
     wgpu: crate::WGPU;
     #[cfg(feature = "wgpu")]
     wgpu_noop: crate::WGPU_NOOP;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    cuda_pages: crate::CUDA;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    cuda_pool: crate::CUDA_POOL;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    cuda_plain: crate::CUDA_PLAIN;
 }
 
 /// Stamps what needs a backend whose streams are one queue.

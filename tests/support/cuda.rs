@@ -25,9 +25,9 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
-pub(crate) use options::{Lines, MIB, Number, Options};
+pub(crate) use options::{Lines, Number, Options};
 
 /// Codes that tests plan or expect.
 pub(crate) mod code {
@@ -219,15 +219,39 @@ fn library_path() -> PathBuf {
 pub(crate) struct Fake {
     control: Control,
     library: Library,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Alone,
+}
+
+/// The right to be the only one, which any thread may give back.
+#[derive(Debug)]
+struct Alone;
+
+static TAKEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+impl Alone {
+    fn wait() -> Self {
+        let (taken, returned) = &TAKEN;
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        while *taken {
+            taken = returned.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+        *taken = true;
+        Self
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        *TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        TAKEN.1.notify_one();
+    }
 }
 
 impl Fake {
     /// A driver that nobody has used: all memory of an earlier test is gone, all handles invalid.
     pub(crate) fn fresh(options: Options) -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
         static CONTROL: OnceLock<Control> = OnceLock::new();
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = Alone::wait();
         let library = Library::load();
         let control = *CONTROL.get_or_init(|| Control::load(library));
         assert!(options.devices <= 4, "the fake has at most 4 devices");

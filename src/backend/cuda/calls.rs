@@ -69,6 +69,11 @@ impl Driver {
         call!(self.base, context_set(context))
     }
 
+    /// Whether the current context lives: one that was released stays current.
+    pub(super) fn is_context_live(&self) -> bool {
+        read!(self.base, context_device(out: i32 = 0; &mut out)).is_ok()
+    }
+
     pub(super) fn synchronize_context(&self) -> Result<(), Code> {
         call!(self.base, context_synchronize())
     }
@@ -146,7 +151,10 @@ impl Driver {
     /// A number that no other stream of this process ever has; none before CUDA 12.0.
     pub(super) fn stream_id(&self, stream: Handle) -> Result<Option<u64>, Code> {
         match &self.ids {
-            Some(ids) => read!(ids, stream_id(out: u64 = 0; stream, &mut out)).map(Some),
+            Some(ids) => match read!(ids, stream_id(out: u64 = 0; stream, &mut out)) {
+                Err(Code::NOT_SUPPORTED) => Ok(None),
+                outcome => outcome.map(Some),
+            },
             None => Ok(None),
         }
     }

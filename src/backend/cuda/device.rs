@@ -302,10 +302,13 @@ pub(super) struct Entry {
 impl Entry {
     fn new(driver: &'static Driver, context: Handle) -> Result<Self, Code> {
         let current = driver.context_current()?;
+        let mut previous = None;
         if current != context {
+            // Others release contexts that are current; those are not to be returned to.
+            let is_live = current != 0 && driver.is_context_live();
+            previous = Some(if is_live { current } else { 0 });
             driver.set_context(context)?;
         }
-        let previous = (current != context).then_some(current);
         // Another thread's capture forbids what we do to threads that are not relaxed about it.
         match driver.exchange_capture_mode(RELAXED) {
             Ok(mode) => Ok(Self { driver, previous, mode, _thread: std::marker::PhantomData }),

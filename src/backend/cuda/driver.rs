@@ -136,6 +136,7 @@ table! {
         device_name: "cuDeviceGetName"(*mut c_char, i32, i32);
         context_current: "cuCtxGetCurrent"(*mut Handle);
         context_set: "cuCtxSetCurrent"(Handle);
+        context_device: "cuCtxGetDevice"(*mut i32);
         context_synchronize: "cuCtxSynchronize"();
         capture_mode: "cuThreadExchangeStreamCaptureMode"(*mut i32);
         mem_info: "cuMemGetInfo_v2"(*mut usize, *mut usize);
