@@ -23,6 +23,8 @@ mod gpu;
 mod limits;
 #[path = "contract/memory.rs"]
 mod memory;
+#[path = "contract/pauses.rs"]
+mod pauses;
 #[path = "contract/pools.rs"]
 mod pools;
 #[path = "contract/recordings.rs"]
@@ -219,7 +221,28 @@ one_queue! {
     one_queue_wgpu_noop: crate::WGPU_NOOP;
 }
 
+/// Stamps what needs virtual memory.
+macro_rules! pausing {
+    ($($(#[$attribute:meta])* $backend:ident: $subject:expr;)*) => {$(
+        stamp! { $(#[$attribute])* $backend, $subject;
+            pauses::{
+                a_paused_pool_gives_its_memory_back, a_paused_pool_hands_nothing_out,
+                what_is_dropped_while_paused_is_free_after_it, a_pool_without_room_stays_paused,
+                a_pool_that_goes_while_paused_strands_nothing,
+                an_allocator_that_goes_with_a_paused_pool, no_pause_beside_a_capture,
+            };
+        }
+    )*};
+}
+
+pausing! {
+    pausing_sim_virtual: crate::SIM_VIRTUAL;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    pausing_cuda_pages: crate::CUDA;
+}
+
 stamp! { on_sim, crate::SIM;
+    pauses::{only_virtual_memory_is_paused};
     front::{what_waits_is_lost_with_the_device};
     memory::{the_largest_segment_can_be_had};
     pools::{a_capture_makes_no_call, a_captured_pool_keeps_its_memory};
