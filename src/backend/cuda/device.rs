@@ -11,11 +11,12 @@
 //!   call that gives memory, after every free, and when the device goes. So a refusal that passes
 //!   leaks nothing, and one that does not is told once.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::CudaContext;
+use cudarc::driver::{CudaContext, CudaStream};
 
 use super::driver::{AccessDesc, Address, Code, Driver, Handle, RELAXED};
 use super::probe::{self, CudaUnavailable};
@@ -67,6 +68,8 @@ pub(super) struct Device {
     pub(super) stream: Handle,
     /// Events that stand for nothing at the moment.
     pub(super) events: Mutex<Vec<Handle>>,
+    /// Streams of cudarc that are known, by handle: none is destroyed while memory may wait for it.
+    pub(super) kept: Mutex<HashMap<Handle, Arc<CudaStream>>>,
     /// Captures that were announced and have not ended.
     pub(super) captures: AtomicUsize,
     stranded: Mutex<Vec<Holding>>,
@@ -125,6 +128,7 @@ impl Device {
             pool: 0,
             stream,
             events: Mutex::default(),
+            kept: Mutex::default(),
             captures: AtomicUsize::new(0),
             stranded: Mutex::default(),
             is_stranded: AtomicBool::new(false),

@@ -34,10 +34,11 @@ mod probe;
 mod share;
 mod streams;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use cudarc::driver::CudaContext;
+use cudarc::driver::{CudaContext, CudaStream};
 
 pub use driver::Code;
 pub use memory::{CudaChunk, CudaMemory, CudaView, CudaVirtual};
@@ -134,6 +135,27 @@ impl Cuda {
             self.device.identify(handle)
         };
         identify().or_else(|_| identify()).map_err(|code| lost("cuStreamGetId", code))
+    }
+
+    /// Keeps a stream of cudarc, whose handle stays its own until [`let_go`](Self::let_go). It is
+    /// kept as long as the device: what is allocated may outlive the allocator.
+    pub(crate) fn keep(&self, stream: &Arc<CudaStream>) {
+        self.kept().insert(stream.cu_stream() as usize, Arc::clone(stream));
+    }
+
+    /// Whether nobody else has a stream that is kept.
+    pub(crate) fn is_idle(&self, handle: usize) -> bool {
+        self.kept().get(&handle).is_some_and(|stream| Arc::strong_count(stream) == 1)
+    }
+
+    /// Lets a stream go, which is destroyed with its last owner. Nobody asks about it any more.
+    pub(crate) fn let_go(&self, handle: usize) {
+        let stream = self.kept().remove(&handle);
+        drop(stream);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<usize, Arc<CudaStream>>> {
+        self.device.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A capture is about to begin: nothing is waited for that would break it.

@@ -17,7 +17,7 @@
 //! nobody gets the bytes before both are past their uses. What *order* the work of two streams has
 //! is the program's business, as ever (`CudaStream::wait`, `join`).
 //!
-//! The allocator keeps an `Arc<CudaStream>` alive as long as it knows the stream, so none is
+//! The backend keeps an `Arc<CudaStream>` as long as the stream is known, so none is
 //! destroyed while memory waits for it; when nobody else has it any more, it is forgotten at the
 //! next stream that is new, or by [`CudaAllocator::forget_idle_streams`].
 //!
@@ -283,7 +283,7 @@ impl CudaAllocator {
     /// Forgets the streams that nobody else has any more, whose handles are destroyed with that;
     /// returns how many. Their cached memory goes on to serve other streams.
     pub fn forget_idle_streams(&self) -> usize {
-        self.shared.streams.sweep(|gone| {
+        self.shared.streams.sweep(self.backend(), |gone| {
             self.shared.core.forget_stream(gone);
             if let Some(pinned) = self.shared.pinned.get() {
                 pinned.forget_stream(gone);
