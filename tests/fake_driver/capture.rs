@@ -247,7 +247,7 @@ fn stream_ordered_memory_has_no_place_in_a_capture() {
 fn kernels_compute_and_are_captured() {
     let fake = Fake::fresh(Options::default());
     context(0);
-    let module: u64 = made(|module| cuModuleLoadData(module, b"image\0".as_ptr()));
+    let module: u64 = made(|module| cuModuleLoadData(module, c"image".as_ptr().cast()));
     let find = |name: &std::ffi::CStr| -> u64 {
         made(|function| cuModuleGetFunction(function, module, name.as_ptr()))
     };
@@ -290,8 +290,9 @@ fn adam_takes_a_step() {
     let fake = Fake::fresh(Options::default());
     context(0);
     let (no_options, no_values) = (std::ptr::null_mut(), std::ptr::null_mut());
-    let module: u64 =
-        made(|module| cuModuleLoadDataEx(module, b"image\0".as_ptr(), 0, no_options, no_values));
+    let module: u64 = made(|module| {
+        cuModuleLoadDataEx(module, c"image".as_ptr().cast(), 0, no_options, no_values)
+    });
     let adam: u64 = made(|adam| cuModuleGetFunction(adam, module, c"adam_f32".as_ptr()));
     let mut tensors = [memory(8), memory(8), memory(8), memory(8)];
     let floats = |values: [f32; 2]| values.map(f32::to_le_bytes).concat();

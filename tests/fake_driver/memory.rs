@@ -10,7 +10,7 @@ use crate::cuda::{Fake, MIB, Options, code};
 fn a_program_goes_through() {
     let fake = Fake::fresh(Options::default());
     let context = context(0);
-    let device: i32 = made(|device| cuCtxGetDevice(device));
+    let device: i32 = made(cuCtxGetDevice);
     assert_eq!(device, 0);
     let pointer = memory(1000);
     assert_eq!(pointer % 512, 0);
@@ -47,8 +47,8 @@ fn devices_are_what_the_options_say() {
     };
     let fake = Fake::fresh(options);
     context(2);
-    let count: i32 = made(|count| cuDeviceGetCount(count));
-    let version: i32 = made(|version| cuDriverGetVersion(version));
+    let count: i32 = made(cuDeviceGetCount);
+    let version: i32 = made(cuDriverGetVersion);
     let total: usize = made(|bytes| cuDeviceTotalMem_v2(bytes, 1));
     assert_eq!((count, version, total), (3, 12020, 16 << 20));
     let attribute = |attribute| made(|value| cuDeviceGetAttribute(value, attribute, 0));
@@ -133,7 +133,7 @@ fn contexts_belong_to_threads() {
     let first = context(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let current: u64 = made(|context| cuCtxGetCurrent(context));
+            let current: u64 = made(cuCtxGetCurrent);
             assert_eq!(current, 0);
             assert_eq!(cuMemAlloc_v2(&mut 0, 512), code::INVALID_CONTEXT);
         });
@@ -141,9 +141,9 @@ fn contexts_belong_to_threads() {
     assert_eq!(fake.take_violations().len(), 1);
     let second: u64 = made(|context| cuDevicePrimaryCtxRetain(context, 1));
     assert_eq!(cuCtxPushCurrent_v2(second), 0);
-    let device: i32 = made(|device| cuCtxGetDevice(device));
-    let popped: u64 = made(|context| cuCtxPopCurrent_v2(context));
-    let current: u64 = made(|context| cuCtxGetCurrent(context));
+    let device: i32 = made(cuCtxGetDevice);
+    let popped: u64 = made(cuCtxPopCurrent_v2);
+    let current: u64 = made(cuCtxGetCurrent);
     assert_eq!((device, popped, current), (1, second, first));
     assert_eq!(cuDevicePrimaryCtxRelease_v2(1), 0);
     assert_eq!(cuCtxSetCurrent(second), code::INVALID_CONTEXT);

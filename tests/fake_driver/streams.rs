@@ -174,12 +174,20 @@ fn pageable_memory_is_read_and_written_before_the_call_returns() {
     assert_eq!((got, sent), ([1, 2, 3, 4], [9; 4]));
 }
 
+/// Adds one.
+///
+/// # Safety
+/// The argument is an `AtomicU32`.
 unsafe extern "C" fn count(data: *mut c_void) {
     // SAFETY: the tests below pass a counter that lives longer.
     let counter = unsafe { &*data.cast::<AtomicU32>() };
     counter.fetch_add(1, Ordering::SeqCst);
 }
 
+/// Calls the driver, which a host function must not.
+///
+/// # Safety
+/// None needed.
 unsafe extern "C" fn misbehave(_: *mut c_void) {
     assert_eq!(cuMemAlloc_v2(&mut 0, 8), code::NOT_PERMITTED);
 }
@@ -244,6 +252,9 @@ fn misuses_of_streams_and_events_are_noted() {
 }
 
 /// Says that it has begun, and returns when it is told to.
+///
+/// # Safety
+/// The argument is two `AtomicU32`.
 unsafe extern "C" fn hold(data: *mut c_void) {
     // SAFETY: the test below passes two flags that live longer.
     let [begun, may_end] = unsafe { &*data.cast::<[AtomicU32; 2]>() };
