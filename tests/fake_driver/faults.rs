@@ -93,6 +93,41 @@ fn a_violation_that_nobody_took_note_of_fails_the_test() {
     assert!(misused.is_err());
 }
 
+/// The fake's own file is closed under it, which it takes for impossible.
+#[test]
+fn a_panic_of_the_fake_is_an_error_and_a_violation() {
+    let fake = Fake::fresh(Options::default());
+    context(0);
+    let location = Location { kind: 1, id: 0 };
+    let properties = Properties { kind: 1, handle_types: 1, location, windows: 0, flags: [0; 8] };
+    let chunk: u64 = made(|chunk| cuMemCreate(chunk, 2 << 20, &properties, 0));
+    let entries = std::fs::read_dir("/proc/self/fd").expect("the list of open files");
+    let paths = entries.map(|entry| entry.expect("an open file").path());
+    let is_chunk = |path: &std::path::PathBuf| {
+        let target = std::fs::read_link(path);
+        target.is_ok_and(|target| target.to_string_lossy().contains("memfd:fakecuda"))
+    };
+    let chunks: Vec<_> = paths.filter(is_chunk).collect();
+    let [only] = chunks.as_slice() else { panic!("one file expected: {chunks:?}") };
+    let file: i32 =
+        only.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number");
+    // SAFETY: closing a file that the fake holds is what this test is about.
+    assert_eq!(unsafe { libc::close(file) }, 0);
+    misuse(&fake, code::UNKNOWN, cuMemRelease(chunk), "panicked");
+}
+
+#[test]
+fn both_names_of_the_driver_are_the_fake() {
+    let fake = Fake::fresh(Options::default());
+    for name in [c"libcuda.so", c"libcuda.so.1"] {
+        // SAFETY: the name ends with a zero, and the library is loaded already.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY) };
+        // SAFETY: the handle is open, the name ends with a zero.
+        let symbol = unsafe { libc::dlsym(handle, c"cuMemAlloc_v2".as_ptr()) };
+        assert_eq!(symbol, fake.library().symbol("cuMemAlloc_v2"), "{name:?}");
+    }
+}
+
 /// A sanity bound, far above what it costs; the number itself is printed.
 #[test]
 fn calls_are_cheap() {
