@@ -71,6 +71,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "src/backend/cuda",
     "src/backend/wgpu",
     "src/ffi",
+    "src/surface/cuda",
     "src/vec",
 ];
 

@@ -47,6 +47,7 @@ impl Driver {
         let is = |lines: Lines| which == lines as u32;
         let named = |(name, number): (&str, u64)| (name.to_string(), number);
         if is(Lines::Violations) {
+            self.verify();
             std::mem::take(&mut self.violations).into_iter().map(|text| (text, 0)).collect()
         } else if is(Lines::Log) {
             self.faults.take_log().into_iter().map(named).collect()
@@ -164,6 +165,15 @@ control! {
     fakecuda_write(fake: u64, test: u64, len: u64) -> bool, or false; |driver| {
         driver.access(fake, test, len, true)
     }
+}
+
+/// The path of the empty library through which the driver is `libcuda.so.1` too.
+///
+/// # Safety
+/// None needed: a constant that ends with a zero.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fakecuda_second_name() -> *const u8 {
+    concat!(env!("OUT_DIR"), "/libcuda.so.1\0").as_ptr()
 }
 
 /// Hands out lines, one after the other, without the lock.

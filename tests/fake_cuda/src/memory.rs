@@ -86,6 +86,12 @@ impl Memory {
         }
     }
 
+    /// Bytes of plain memory in the books of a device.
+    pub(crate) fn plain_bytes(&self, device: usize) -> u64 {
+        let is_plain = |block: &&Block| block.kind == Kind::Plain && block.device == device;
+        self.blocks.values().filter(is_plain).map(Block::size).sum()
+    }
+
     pub(crate) fn count(&self, is_host: bool) -> u64 {
         self.blocks.values().filter(|block| (block.kind == Kind::Host) == is_host).count() as u64
     }
@@ -131,7 +137,7 @@ impl State {
     }
 
     /// The device memory block that starts at `start` and belongs to `device`, to be freed.
-    pub(crate) fn to_free(&mut self, device: usize, start: u64) -> Answer<Block> {
+    pub(crate) fn freeable(&mut self, device: usize, start: u64) -> Answer<Block> {
         let Some(block) = self.memory.blocks.get(&start).copied() else {
             let inside = self.memory.find(start).is_some();
             let what = if inside { "an address inside of memory" } else { "no memory" };
@@ -172,7 +178,7 @@ impl Driver {
     /// `cuMemFree`: waits for the device if the memory is plain, and only for that.
     pub(crate) fn free(&mut self, start: u64) -> Answer {
         let device = self.device;
-        let block = self.to_free(device, start)?;
+        let block = self.freeable(device, start)?;
         if block.kind == Kind::Plain {
             self.implicit_syncs += 1;
             self.finish_device(device)?;

@@ -17,6 +17,7 @@
 //! an error.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::abi::{Access, Answer, ChunkProperties, Code};
 use crate::abi::{HANDLE_POSIX, LOCATION_DEVICE, TYPE_PINNED};
@@ -140,11 +141,13 @@ impl Space {
 
     /// A place of so many bytes in the file of the device.
     fn take_offset(&mut self, device: usize, len: u64) -> Option<u64> {
-        if !self.files.contains_key(&device) {
-            let file = os::memory_file()?;
-            self.files.insert(device, SparseFile { file, end: 0, free: BTreeMap::new() });
-        }
-        let sparse = self.files.get_mut(&device)?;
+        let sparse = match self.files.entry(device) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let file = os::memory_file()?;
+                entry.insert(SparseFile { file, end: 0, free: BTreeMap::new() })
+            }
+        };
         let hole = sparse.free.iter().find(|(_, room)| **room >= len);
         if let Some((&offset, &room)) = hole {
             sparse.free.remove(&offset);
@@ -174,6 +177,12 @@ impl Space {
     pub(crate) fn open_files(&self) -> u64 {
         let own = |chunk: &&Chunk| matches!(chunk.backing, Backing::Own(_));
         (self.files.len() + self.chunks.values().filter(own).count()) as u64
+    }
+
+    /// Bytes of chunks in the books of a device.
+    pub(crate) fn chunk_bytes(&self, device: usize) -> u64 {
+        let is_booked = |chunk: &&Chunk| chunk.is_ours && chunk.device == device;
+        self.chunks.values().filter(is_booked).map(|chunk| chunk.len).sum()
     }
 
     /// Gives addresses and files back.
