@@ -95,7 +95,8 @@ pub mod vec;
 
 pub use allocator::{
     AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, FreeError, LimitError, MemInfo,
-    PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request, RouteGuard, Stream,
+    PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request,
+    RouteGuard, Stream,
 };
 pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};

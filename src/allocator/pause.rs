@@ -1,9 +1,10 @@
 //! Pausing of private pools: the shell's part. The books are the core's (see its `pause`).
 //!
 //! ```text
-//!   pause   nothing more is handed out ─▶ growths under way end ─▶ the pool's streams are waited for
-//!           ─▶ the contents may be saved ─▶ chunks are unmapped and given back
-//!   resume  chunks are made and mapped, all or none ─▶ contents may be restored ─▶ handed out again
+//!   pause   nothing more is handed out ─▶ growths under way end ─▶ the pool's streams are waited
+//!           for ─▶ the contents may be saved ─▶ chunks are unmapped and given back
+//!   resume  chunks are made and mapped, all or none ─▶ contents may be restored ─▶ the pool hands
+//!           out again
 //! ```
 
 use std::fmt;
@@ -77,12 +78,12 @@ impl std::error::Error for PauseError {
 
 impl<B: Backend> PrivatePool<B> {
     /// Gives the pool's memory back to the device, and says how many bytes; its addresses stay, and
-    /// so does every allocation, whose contents are lost. Waits for the work of the streams that the
-    /// pool's memory was allocated on or recorded for.
+    /// so does every allocation, whose contents are lost. Waits for the work of the streams that
+    /// the pool's memory was allocated on or recorded for.
     ///
     /// Until [`resume`](Self::resume) nothing of the pool is handed out
-    /// ([`OomCause::Paused`](crate::report::oom::OomCause)), allocations may be dropped, and no work
-    /// may touch them. What is away counts as allocated and not as reserved.
+    /// ([`OomCause::Paused`](crate::report::oom::OomCause)), allocations may be dropped, and no
+    /// work may touch them. What is away counts as allocated and not as reserved.
     ///
     /// For programs that live on while their model sleeps: serving between training steps, two
     /// models that take turns.
@@ -105,7 +106,8 @@ impl<B: Backend> PrivatePool<B> {
     }
 
     /// Gives a paused pool memory again, at the addresses it had, and says how many bytes. The
-    /// contents of allocations are undefined. Cached memory elsewhere makes room, if that is needed.
+    /// contents of allocations are undefined. Cached memory elsewhere makes room, if that is
+    /// needed.
     ///
     /// # Errors
     /// [`PauseError::OutOfMemory`] if there is no room: the pool is paused as before.

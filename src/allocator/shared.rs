@@ -1,7 +1,7 @@
 //! Everything in one hand, and the performing of steps.
 //!
-//! Lock order: pauses, then global, then arenas in order of registration, then the book of addresses. Nothing
-//! else is locked inside.
+//! Lock order: pauses, then global, then arenas in order of registration, then the book of
+//! addresses. Nothing else is locked inside.
 
 use std::panic::Location;
 use std::sync::{Arc, PoisonError};

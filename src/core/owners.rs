@@ -58,7 +58,8 @@ impl<M, E: Clone> World<'_, M, E> {
         self.global.pools_made += 1;
         let traits = Traits { granularity: self.device.granularity, ..traits };
         let pool_id = PoolId(0, self.global.pools_made);
-        let owner = Owner { pool_id, traits, use_on_oom, reserved: [Counter::default(); 3], away: 0 };
+        let owner =
+            Owner { pool_id, traits, use_on_oom, reserved: [Counter::default(); 3], away: 0 };
         let holds_nothing = |owner: &Owner| {
             owner.traits.released && owner.reserved[ledger::ALL].current == 0 && owner.away == 0
         };

@@ -13,11 +13,12 @@
 //! Holders keep what they hold, and may free it meanwhile; nothing of the pool is handed out. What
 //! is away is allocated and not reserved:
 //!
-//! - A1: `mapped` of a segment that is not Here is 0, and its chunks say what was there, and will be.
+//! - A1: `mapped` of a segment that is not Here is 0, and its chunks say what was there, and will
+//!   be.
 //! - A2: `owner.away` = Σ chunks of its segments that are not Here, in bytes.
 //!
-//! Only ranges of addresses can be away: a segment in one piece would come back elsewhere. O(blocks)
-//! and one backend call, or three, for each chunk.
+//! Only ranges of addresses can be away: a segment in one piece would come back elsewhere.
+//! O(blocks) and one backend call, or three, for each chunk.
 
 use crate::core::block::State;
 use crate::core::chunks::{Chunk, Run};
@@ -118,7 +119,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             let segment = &arena.segments[segment.index()];
             let held =
                 arena.blocks_of(segment).filter(|block| matches!(block.state, State::Allocated(_)));
-            live.extend(held.map(|block| (segment.base + to_bytes(block.offset), to_bytes(block.size))));
+            live.extend(
+                held.map(|block| (segment.base + to_bytes(block.offset), to_bytes(block.size))),
+            );
         }
         live
     }

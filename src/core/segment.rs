@@ -15,12 +15,12 @@
 //!   the last one ends at the segment's size; `prev` is the inverse of `next`.
 //! - I2: two neighbours are never both Free, nor both Unmapped: what can merge has merged.
 //! - I3: `busy` = number of its blocks that are Allocated, Pending, Claimed or Warm.
-//! - I4: `mapped` = Σ size of its blocks with memory behind them, or 0 while that is away (A1); fixed
-//!   segments: `mapped == size`.
+//! - I4: `mapped` = Σ size of its blocks with memory behind them, or 0 while that is away (A1);
+//!   fixed segments: `mapped == size`.
 //! - I5: a fixed segment is in its pool's idle list ⇔ `busy == 0`.
 //! - I6: Unmapped blocks begin and end at multiples of `page`.
-//! - I7: `chunks` cover exactly the mapped blocks of a virtual segment (see `chunks`), which are away
-//!   together if one is.
+//! - I7: `chunks` cover exactly the mapped blocks of a virtual segment (see `chunks`), which are
+//!   away together if one is.
 //!
 //! A segment carries its memory as an opaque value `M`: it moves with the segment and can be lost
 //! only by being handed out for release.

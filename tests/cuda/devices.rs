@@ -193,8 +193,10 @@ fn peers_get_access() {
     // Read by the other device: without access the driver notes a misuse.
     let mut copy = vec![0_u32; 1000];
     // SAFETY: the buffer has so many values and lives; the copy is waited for.
-    unsafe { cudarc::driver::result::memcpy_dtoh_async(&mut copy, held.address(), stream.cu_stream()) }
-        .expect("the fake copies");
+    unsafe {
+        cudarc::driver::result::memcpy_dtoh_async(&mut copy, held.address(), stream.cu_stream())
+    }
+    .expect("the fake copies");
     stream.synchronize().expect("the fake works");
     assert_eq!(copy, [5; 1000]);
     drop((held, on, stream, peer));

@@ -1,4 +1,5 @@
-//! One device as all parts of the backend share it: its context, and what is still to be given back.
+//! One device as all parts of the backend share it: its context, and what is still to be given
+//! back.
 //!
 //! ```text
 //!  a thread ── enter ──▶ our context is current, captures of others are none of our business
@@ -196,7 +197,9 @@ impl Device {
     pub(super) fn give_back(&self, holding: Holding) {
         if let Err(code) = self.release(holding) {
             if !code.is_loss() {
-                log::debug!("aquifer: the driver did not take {holding:?} back: {code}; later then");
+                log::debug!(
+                    "aquifer: the driver did not take {holding:?} back: {code}; later then"
+                );
             }
             self.stranded().push(holding);
             self.is_stranded.store(true, Ordering::Relaxed);
@@ -253,7 +256,8 @@ impl Drop for Device {
         let twice = |call: &dyn Fn() -> Result<(), Code>| call().or_else(|_| call());
         self.retry();
         self.retry();
-        let events = std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
+        let events =
+            std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
         let mut failed = None;
         for event in events {
             failed = twice(&|| self.driver.destroy_event(event)).err().or(failed);

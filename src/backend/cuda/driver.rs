@@ -1,9 +1,9 @@
 //! The driver's functions, found by name at run time.
 //!
-//! They are looked up in the library that cudarc loads too, so that both talk to one driver; cudarc's
-//! own bindings are not used, since they panic where a function, or the library, is absent, and
-//! their structures change with the version of CUDA they are built for. What is passed here has
-//! been the same in every version since 11.2, and is written down as numbers:
+//! They are looked up in the library that cudarc loads too, so that both talk to one driver;
+//! cudarc's own bindings are not used, since they panic where a function, or the library, is
+//! absent, and their structures change with the version of CUDA they are built for. What is passed
+//! here has been the same in every version since 11.2, and is written down as numbers:
 //!
 //! ```text
 //!   location      { type: i32 = 1 (device), id: i32 }                               8 bytes
@@ -47,7 +47,8 @@ impl Code {
     pub fn is_loss(self) -> bool {
         matches!(
             self.0,
-            3 | 4 | 46 | 100 | 201 | 214 | 220 | 221 | 226 | 700 | 702 | 708 | 709 | 710 | 714..=720 | 999
+            3 | 4 | 46 | 100 | 201 | 214 | 220 | 221 | 226 | 700 | 702 | 708 | 709 | 710 | 714
+                ..=720 | 999
         )
     }
 

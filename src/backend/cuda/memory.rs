@@ -11,8 +11,8 @@
 //! - P2: a chunk's handle is kept while it is mapped. Given up after mapping, as is usual, it would
 //!   have to be asked for again before the chunk can go elsewhere: one call more for each.
 //!
-//! A chunk costs the driver much the same whatever its size (some 70 µs to make, map and open, 57 µs
-//! to take down: vAttention, ASPLOS 2025), so sizes are the core's: see
+//! A chunk costs the driver much the same whatever its size (some 70 µs to make, map and open, 57
+//! µs to take down: vAttention, ASPLOS 2025), so sizes are the core's: see
 //! [`CudaAllocator::config`](crate::surface::cuda::CudaAllocator::recommended_config).
 
 use std::collections::BTreeMap;
@@ -169,7 +169,12 @@ impl Device {
         }
     }
 
-    pub(super) fn open_access(&self, memory: &CudaMemory, at: Bytes, size: Bytes) -> Result<(), GrowError> {
+    pub(super) fn open_access(
+        &self,
+        memory: &CudaMemory,
+        at: Bytes,
+        size: Bytes,
+    ) -> Result<(), GrowError> {
         let opened = self.driver.set_access(memory.address + at, size, &self.access);
         opened.map_err(|code| grow_error("cuMemSetAccess", code))
     }

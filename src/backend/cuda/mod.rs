@@ -16,13 +16,13 @@
 //! one.
 //!
 //! **Where memory comes from** ([`CudaSource`]): virtual memory, where the device has it; else a
-//! stream-ordered pool of our own, which keeps what is freed until it is trimmed; else `cuMemAlloc`.
-//! Freeing the latter makes the driver wait for the whole device, so does freeing a segment of the
-//! others here.
+//! stream-ordered pool of our own, which keeps what is freed until it is trimmed; else
+//! `cuMemAlloc`. Freeing the latter makes the driver wait for the whole device, so does freeing a
+//! segment of the others here.
 //!
-//! **Refusals.** What the driver refuses once is tried again, or done in a slower way: an event that
-//! cannot be had becomes a wait of the host, memory that is not taken back is offered again later.
-//! Only the driver's sticky errors, after which no call succeeds, are a loss.
+//! **Refusals.** What the driver refuses once is tried again, or done in a slower way: an event
+//! that cannot be had becomes a wait of the host, memory that is not taken back is offered again
+//! later. Only the driver's sticky errors, after which no call succeeds, are a loss.
 
 mod calls;
 mod device;

@@ -19,12 +19,10 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::Cuda;
 use super::device::{Device, Holding, grow_error};
 use super::streams::{CudaEvent, CudaStreamId};
-use super::Cuda;
-use crate::backend::{
-    Backend, GrowError, Host, HostVisible, Limits, Lost, MemoryKind, NoVirtual,
-};
+use crate::backend::{Backend, GrowError, Host, HostVisible, Limits, Lost, MemoryKind, NoVirtual};
 use crate::units::{Bytes, KIB, SEGMENT_MAX, align_down};
 
 /// Segments are multiples of this: whole pages on every system.

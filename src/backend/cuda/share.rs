@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The descriptors travel as descriptors do (`SCM_RIGHTS`, `pidfd_getfd`); a chunk lives until no
-//! process maps it. Whole chunks are shared, and with them what else is in them: give what is shared
-//! a pool of its own where that matters.
+//! process maps it. Whole chunks are shared, and with them what else is in them: give what is
+//! shared a pool of its own where that matters.
 
 use std::fmt;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -98,7 +98,12 @@ impl Drop for ImportedMemory {
 
 impl Device {
     /// Descriptors of the chunks that bytes of a range lie in.
-    fn export(&self, memory: &CudaMemory, at: Bytes, size: Bytes) -> Result<SharedMemory, ShareError> {
+    fn export(
+        &self,
+        memory: &CudaMemory,
+        at: Bytes,
+        size: Bytes,
+    ) -> Result<SharedMemory, ShareError> {
         let range = memory.chunks().filter(|_| self.exportable && size > 0);
         let range = range.ok_or(ShareError::NotExportable)?;
         let (mut chunks, mut first) = (Vec::new(), None);
@@ -131,7 +136,8 @@ impl Device {
             return Err(ShareError::Malformed);
         }
         let memory = self.range(total)?;
-        match self.fill(&memory, &shared.chunks).and_then(|()| self.open_access(&memory, 0, total)) {
+        match self.fill(&memory, &shared.chunks).and_then(|()| self.open_access(&memory, 0, total))
+        {
             Ok(()) => Ok(memory),
             Err(error) => {
                 self.take_back(memory);

@@ -179,8 +179,8 @@ impl Device {
         }
     }
 
-    /// Waits as `wait` says, or for everything; if the driver refuses that too, nothing can be known
-    /// any more.
+    /// Waits as `wait` says, or for everything; if the driver refuses that too, nothing can be
+    /// known any more.
     fn insist(&self, wait: impl Fn() -> Result<(), Code>) -> Result<(), Lost> {
         let outcome = wait().or_else(|_| wait()).or_else(|_| self.quiesce());
         outcome.map_err(|code| lost("waiting for the device", code))

@@ -12,10 +12,10 @@
 //! # Streams
 //!
 //! A buffer belongs to the stream it was allocated on: dropped, that stream has its bytes back at
-//! once, with no event and no call of the driver. Used on another stream through cudarc's copies and
-//! libraries, or by a kernel of which [`CudaBuffer::record_on`] tells, that stream is recorded, and
-//! nobody gets the bytes before both are past their uses. What *order* the work of two streams has
-//! is the program's business, as ever (`CudaStream::wait`, `join`).
+//! once, with no event and no call of the driver. Used on another stream through cudarc's copies
+//! and libraries, or by a kernel of which [`CudaBuffer::record_on`] tells, that stream is recorded,
+//! and nobody gets the bytes before both are past their uses. What *order* the work of two streams
+//! has is the program's business, as ever (`CudaStream::wait`, `join`).
 //!
 //! The backend keeps an `Arc<CudaStream>` as long as the stream is known, so none is
 //! destroyed while memory waits for it; when nobody else has it any more, it is forgotten at the

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   pausable("weights") ─▶ a private pool     requests with that tag go there
-//!   pause("weights", Keep)                    device ──▶ pinned memory of the host, chunks released
-//!   resume("weights")                         chunks mapped at the old addresses ◀── pinned memory
+//!   pause("weights", Keep)                    device ──▶ pinned memory, chunks released
+//!   resume("weights")                         chunks at the old addresses ◀── pinned memory
 //! ```
 //!
 //! For a model that sleeps while another one works on the device: graphs that were captured over
@@ -91,8 +91,9 @@ impl CudaAllocator {
     /// addresses stay. Waits for the streams of that memory. See [`PrivatePool::pause`].
     ///
     /// # Errors
-    /// [`CudaError::Pause`] if that cannot be now; [`CudaError::Alloc`] if there is no pinned memory
-    /// for the contents, [`CudaError::Driver`] if they could not be copied: then nothing has changed.
+    /// [`CudaError::Pause`] if that cannot be now; [`CudaError::Alloc`] if there is no pinned
+    /// memory for the contents, [`CudaError::Driver`] if they could not be copied: then nothing has
+    /// changed.
     pub fn pause(&self, tag: Tag, contents: Contents) -> Result<Bytes, CudaError> {
         let entry = self.shared.pausable.entry(tag);
         let entry = entry.ok_or(CudaError::Pause(PauseError::NotPaused))?;
@@ -108,8 +109,8 @@ impl CudaAllocator {
         Ok(bytes)
     }
 
-    /// Gives paused memory back to its addresses, with the contents if they were kept; says how many
-    /// bytes.
+    /// Gives paused memory back to its addresses, with the contents if they were kept; says how
+    /// many bytes.
     ///
     /// # Errors
     /// [`CudaError::Pause`] if it is not paused, or the device has no room: it is paused as before.

@@ -7,7 +7,8 @@
 //!
 //! - N1: the CPU reads and writes the values only when every copy that it was told of is done; so a
 //!   buffer can be given to the next copy while the last runs, and read as soon as that is over.
-//! - N2: dropped with copies under way, the memory is cached, and nobody has it before they are done.
+//! - N2: dropped with copies under way, the memory is cached, and nobody has it before they are
+//!   done.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -171,8 +172,8 @@ impl OnStream {
         from.copy(self, |from| self.cuda_stream().memcpy_htod(from.values.as_slice(), to))
     }
 
-    /// Copies all values of `from` to the beginning of `to`, beside the CPU: [`PinnedBuffer::slice`]
-    /// has them when the copy is done.
+    /// Copies all values of `from` to the beginning of `to`, beside the CPU:
+    /// [`PinnedBuffer::slice`] has them when the copy is done.
     ///
     /// # Errors
     /// As [`copy_to_device`](Self::copy_to_device).

@@ -5,8 +5,8 @@
 //!   2      ─▶ who asks? ─▶ number ─▶ …    a stream for each thread
 //! ```
 //!
-//! - K1: the backend keeps the `Arc` of every handle in the table, so none is destroyed, and no other
-//!   stream gets it, while it is there.
+//! - K1: the backend keeps the `Arc` of every handle in the table, so none is destroyed, and no
+//!   other stream gets it, while it is there.
 //! - K2: a stream that is taken out is forgotten by the allocator before the backend lets it go.
 
 use std::collections::HashMap;
@@ -44,8 +44,8 @@ impl Known {
         stream: &Arc<CudaStream>,
     ) -> Result<Stream<Cuda>, Lost> {
         let handle = stream.cu_stream() as usize;
-        // SAFETY: the handle is of a live stream of cudarc, of the allocator's context as the caller
-        // has checked; K1 and K2 keep it alive until it is forgotten.
+        // SAFETY: the handle is of a live stream of cudarc, of the allocator's context as the
+        // caller has checked; K1 and K2 keep it alive until it is forgotten.
         let raw = unsafe { core.backend().stream_of(handle) }?;
         if handle == PER_THREAD {
             return Ok(core.stream(raw));
@@ -180,7 +180,8 @@ impl OnStream {
     /// `len` zeros.
     ///
     /// # Errors
-    /// [`CudaError::Alloc`] if there is no memory, [`CudaError::Driver`] if it could not be cleared.
+    /// [`CudaError::Alloc`] if there is no memory, [`CudaError::Driver`] if it could not be
+    /// cleared.
     #[track_caller]
     pub fn alloc_zeros<T: DeviceRepr + ValidAsZeroBits>(
         &self,
@@ -203,7 +204,8 @@ impl OnStream {
         &self,
         values: &S,
     ) -> Result<CudaBuffer<T>, CudaError> {
-        // SAFETY: all of it is written on the stream before anything else can be done with it there.
+        // SAFETY: all of it is written on the stream before anything else can be done with it
+        // there.
         let mut buffer = unsafe { self.alloc(values.len()) }?;
         if !buffer.is_empty() {
             self.stream.memcpy_htod(values, &mut buffer)?;
