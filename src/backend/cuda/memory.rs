@@ -13,7 +13,7 @@
 //!
 //! A chunk costs the driver much the same whatever its size (some 70 µs to make, map and open, 57
 //! µs to take down: vAttention, ASPLOS 2025), so sizes are the core's: see
-//! [`CudaAllocator::config`](crate::surface::cuda::CudaAllocator::recommended_config).
+//! [`CudaAllocator::recommended_config`](crate::CudaAllocator::recommended_config).
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -33,7 +33,7 @@ const LEGACY: Handle = 1;
 const PER_THREAD: Handle = 2;
 
 /// A stream of a CUDA context. Copying it keeps nothing alive; see
-/// [`CudaAllocator::stream`](crate::surface::cuda::CudaAllocator::stream) for one that does.
+/// [`CudaAllocator::on`](crate::CudaAllocator::on) for one that does.
 #[derive(Clone, Copy)]
 pub struct CudaStreamId {
     pub(super) handle: Handle,
