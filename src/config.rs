@@ -196,7 +196,10 @@ pub struct Config {
     pub pinned: PinnedConfig,
 }
 
-/// Knobs of pinned host memory; a part of [`Config`].
+/// Knobs of pinned host memory; a part of [`Config`]. Heeded by `CudaAllocator::alloc_pinned` are
+/// `max_round_threshold` and `max_cached_size`; the others are read and written for PyTorch's sake:
+/// memory is asked of the driver, events are looked at when memory is asked for, and segments are
+/// shared by small requests anyway.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct PinnedConfig {
