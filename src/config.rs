@@ -189,8 +189,10 @@ pub struct Config {
     /// little for a large program as for a small one. With 0 a chunk is one page, as in PyTorch:
     /// `small_segment` or `large_segment`.
     pub chunk_share: f64,
-    /// `false` in both presets. While a graph is captured, reuse blocks of other streams once the
-    /// graph orders their last use before what comes next. PyTorch's key of the same name.
+    /// `false` in both presets. While a graph is captured, reuse blocks that were allocated in it
+    /// and used by other streams, once these have been joined: the graph orders their last use
+    /// before what comes next. Looks at the graph when a request finds no other block. PyTorch's
+    /// key of the same name.
     pub graph_capture_record_stream_reuse: bool,
     /// Pinned host memory.
     pub pinned: PinnedConfig,

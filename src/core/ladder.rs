@@ -120,7 +120,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 return Step::Done(arena, grant);
             }
             if captured {
-                return Step::Fail(Failure::Capture);
+                return self.joins(miss).unwrap_or(Step::Fail(Failure::Capture));
             }
             let Some(&rung) = LADDER.get(miss.rung) else {
                 self.global.counts.ooms += 1;

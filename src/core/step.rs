@@ -32,6 +32,8 @@ pub(crate) enum Step<M, E> {
     Unmap(UnmapPlan<M>),
     /// Ask the out-of-memory callbacks for memory.
     Callbacks,
+    /// Ask which of these streams have been joined by the captured one.
+    Joins { reader: ArenaId, streams: Vec<ArenaId> },
     /// Wait until another thread's growth or release has ended.
     Await,
     /// There is nothing left to try.

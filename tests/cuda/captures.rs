@@ -1,8 +1,9 @@
 //! Graph captures: no call for the captured stream, addresses that stay, and captures that survive
 //! what other threads do.
 
+use aquifer::backend::{Cuda, CudaOptions, CudaSource};
 use aquifer::report::oom::OomCause;
-use aquifer::{AllocError, OnStream, PoolOptions};
+use aquifer::{AllocError, CudaAllocator, OnStream, PoolOptions};
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags as Flags, CUstreamCaptureMode as Mode};
 
@@ -161,5 +162,41 @@ fn a_capture_that_nobody_announced_is_not_broken() {
     assert!(error.to_string().contains("CudaAllocator::begin_capture"), "{error}");
     drop((end(&on), on, on_other, stream, other));
     fake.complete_all();
+    close(&fake, memory);
+}
+
+#[test]
+fn joined_streams_give_back_within_the_capture() {
+    let fake = Fake::fresh(asynchronous());
+    let mut config = CudaAllocator::recommended_config(CudaSource::Virtual);
+    config.graph_capture_record_stream_reuse = true;
+    let backend = Cuda::new(0, &CudaOptions::default()).expect("the fake has a device");
+    let memory = CudaAllocator::with(backend, config).expect("a valid configuration");
+    let [stream, side] = [(); 2].map(|()| memory.context().new_stream().expect("the fake works"));
+    let (on, on_side) = (memory.on(&stream).expect("known"), memory.on(&side).expect("known"));
+    let pool = memory.create_pool(PoolOptions::default());
+    pool.prime(on.stream(), 32 * MIB).expect("room");
+    let mut target = on_side.alloc_zeros::<u8>(1000).expect("room");
+    fake.complete_all();
+
+    let capture = memory.begin_capture(&on, &pool);
+    let beside = memory.begin_capture(&on_side, &pool);
+    stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_GLOBAL).expect("the fake captures");
+    let mut held = on.alloc_zeros::<u8>(32 << 20).expect("primed");
+    let place = held.address();
+    side.join(&stream).expect("the fork");
+    side.memcpy_dtod(&held.view(..1000), &mut target).expect("captured");
+    stream.memset_zeros(&mut held).expect("captured");
+    drop(held);
+    assert!(on.allocate(32 * MIB).is_err(), "the side stream is not joined");
+    stream.join(&side).expect("the join");
+    let again = on.allocate(32 * MIB).expect("joined");
+    assert_eq!(again.address(), Some(place));
+    drop(again);
+    let graph = end(&on);
+    drop((capture, beside));
+    graph.launch().expect("the fake replays");
+    fake.complete_all();
+    drop((graph, target, pool, on, on_side, stream, side));
     close(&fake, memory);
 }

@@ -195,6 +195,16 @@ table! {
     }
 }
 
+table! {
+    /// The graph of a capture under way, since CUDA 11.3.
+    Graphs {
+        capture_info: "cuStreamGetCaptureInfo_v2"(
+            Handle, *mut i32, *mut u64, *mut Handle, *mut *const Handle, *mut usize
+        );
+        node_dependencies: "cuGraphNodeGetDependencies"(Handle, *mut Handle, *mut usize);
+    }
+}
+
 /// Where memory is: on a device.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -251,6 +261,8 @@ pub(super) const NON_BLOCKING: u32 = 1;
 pub(super) const DISABLE_TIMING: u32 = 2;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
 pub(super) const RELAXED: i32 = 2;
+/// `CU_STREAM_CAPTURE_STATUS_ACTIVE`.
+pub(super) const CAPTURE_ACTIVE: i32 = 1;
 /// `CU_MEMHOSTALLOC_PORTABLE`: pinned for all contexts.
 pub(super) const PORTABLE: u32 = 1;
 
@@ -284,6 +296,7 @@ pub(super) struct Driver {
     pages: Option<Pages>,
     pools: Option<Pools>,
     pub(super) ids: Option<StreamIds>,
+    pub(super) graphs: Option<Graphs>,
     /// Keeps the functions where they are.
     _library: Library,
 }
@@ -320,6 +333,7 @@ impl Driver {
             pages: Pages::find(&library).ok(),
             pools: Pools::find(&library).ok(),
             ids: StreamIds::find(&library).ok(),
+            graphs: Graphs::find(&library).ok(),
             _library: library,
         })
     }

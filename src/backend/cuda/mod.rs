@@ -269,6 +269,11 @@ impl Backend for Cuda {
         self.device.inside(|device| device.order(stream, event))
     }
 
+    fn is_joined(&self, earlier: CudaStreamId, later: CudaStreamId) -> bool {
+        let Ok(_entry) = self.device.enter() else { return false };
+        self.device.is_joined(earlier, later).unwrap_or(false)
+    }
+
     fn free_bytes(&self) -> Option<Bytes> {
         self.device.free_bytes()
     }

@@ -18,6 +18,7 @@
 //! - S3: another thread's per-thread stream can only be reached through the legacy stream, which
 //!   comes after all work of it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -220,6 +221,36 @@ impl Device {
                 Err(_) => self.insist(|| self.driver.synchronize_event(handle)),
             },
         }
+    }
+
+    /// Whether all that was captured on `earlier` comes before what `later` captures next: every
+    /// node at the end of the one is an ancestor of those at the end of the other. O(nodes).
+    pub(super) fn is_joined(
+        &self,
+        earlier: CudaStreamId,
+        later: CudaStreamId,
+    ) -> Result<bool, Code> {
+        let Some(earlier) = self.handle_here(earlier)? else { return Ok(false) };
+        let Some(later) = self.handle_here(later)? else { return Ok(false) };
+        let ends = |stream| self.driver.capture_ends(stream);
+        let (Some((first, sought)), Some((second, ends))) = (ends(earlier)?, ends(later)?) else {
+            return Ok(false);
+        };
+        if first != second {
+            return Ok(false);
+        }
+        let mut sought: HashSet<Handle> = sought.into_iter().collect();
+        let mut seen: HashSet<Handle> = ends.iter().copied().collect();
+        let mut nodes = ends;
+        while let Some(node) = nodes.pop() {
+            sought.remove(&node);
+            if sought.is_empty() {
+                break;
+            }
+            let before = self.driver.node_dependencies(node)?;
+            nodes.extend(before.into_iter().filter(|&node| seen.insert(node)));
+        }
+        Ok(sought.is_empty())
     }
 
     /// Makes later work on `stream` wait for the mark.
