@@ -362,6 +362,12 @@ impl<B: Backend> Allocator<B> {
         self.shared.world(|world| holders::collect(world, &|tag| tags.name(tag)))
     }
 
+    /// Whether an invariant broke earlier: every call panics then.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_broken(&self) -> bool {
+        self.shared.is_poisoned()
+    }
+
     /// Checks every invariant of the bookkeeping, and every statistic against its recomputation.
     /// O(blocks).
     ///

@@ -52,7 +52,9 @@ use crate::allocator::{AllocError, Allocation, Allocator, PauseError, Stream};
 use crate::backend::cuda::Code;
 #[cfg(unix)]
 use crate::backend::cuda::{ShareError, SharedMemory};
-use crate::backend::{Cuda, CudaOptions, CudaPinned, CudaSource, CudaUnavailable, Lost};
+use crate::backend::{
+    Cuda, CudaOptions, CudaPinned, CudaSource, CudaStreamId, CudaUnavailable, Lost,
+};
 use crate::config::{Config, ConfigError};
 use crate::units::{Bytes, MIB};
 
@@ -199,6 +201,25 @@ struct Shared {
     pausable: pause::Pausable,
 }
 
+impl Shared {
+    fn forget(&self, stream: CudaStreamId) {
+        self.core.forget_stream(stream);
+        if let Some(pinned) = self.pinned.get() {
+            pinned.forget_stream(stream);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // After a broken invariant nothing can be trusted, and a second panic would abort.
+        let is_broken = self.core.is_broken() || self.pinned.get().is_some_and(Allocator::is_broken);
+        if !is_broken {
+            self.streams.close(|gone| self.forget(gone));
+        }
+    }
+}
+
 impl CudaAllocator {
     /// An allocator of device `ordinal`, in its primary context, with the defaults: virtual memory
     /// where the device has it.
@@ -283,12 +304,7 @@ impl CudaAllocator {
     /// Forgets the streams that nobody else has any more, whose handles are destroyed with that;
     /// returns how many. Their cached memory goes on to serve other streams.
     pub fn forget_idle_streams(&self) -> usize {
-        self.shared.streams.sweep(|gone| {
-            self.shared.core.forget_stream(gone);
-            if let Some(pinned) = self.shared.pinned.get() {
-                pinned.forget_stream(gone);
-            }
-        })
+        self.shared.streams.sweep(|gone| self.shared.forget(gone))
     }
 
     /// Pinned memory of the host for copies to and from this device: its own allocator, with its

@@ -71,10 +71,23 @@ impl Known {
 
     /// Forgets the streams that nobody else has (K2).
     pub(super) fn sweep(&self, forget: impl Fn(CudaStreamId)) -> usize {
+        self.forget_if(|stream| Arc::strong_count(stream) == 1, forget)
+    }
+
+    /// Forgets all streams: nobody has the allocator any more, but what is held of its memory waits
+    /// for the streams when it goes, and they may be destroyed by then (K2).
+    pub(super) fn close(&self, forget: impl Fn(CudaStreamId)) {
+        self.forget_if(|_| true, forget);
+    }
+
+    fn forget_if(
+        &self,
+        is_gone: impl Fn(&Arc<CudaStream>) -> bool,
+        forget: impl Fn(CudaStreamId),
+    ) -> usize {
         let mut table = self.table();
-        let idle = |stream: &Arc<CudaStream>| Arc::strong_count(stream) == 1;
-        let gone: Vec<usize> =
-            table.iter().filter(|(_, known)| idle(&known.0)).map(|(&handle, _)| handle).collect();
+        let known = table.iter().filter(|(_, known)| is_gone(&known.0));
+        let gone: Vec<usize> = known.map(|(&handle, _)| handle).collect();
         // Out of the table first: nobody can find them, and the lock is not held across the driver.
         let gone: Vec<_> = gone.iter().filter_map(|handle| table.remove(handle)).collect();
         drop(table);
