@@ -116,7 +116,7 @@ impl<B: Backend> PrivatePool<B> {
     }
 
     /// As [`resume`](Self::resume); `restore` is called when the memory is there and before any of
-    /// it is handed out.
+    /// it is handed out. If it fails the pool is paused as before.
     pub(crate) fn resume_with<E: From<PauseError>>(
         &self,
         restore: impl FnOnce() -> Result<(), E>,
@@ -124,9 +124,13 @@ impl<B: Backend> PrivatePool<B> {
         let shared = self.shared();
         let _alone = shared.pauses.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = shared.bring_back(self.owner())?;
-        let restored = restore();
+        if let Err(error) = restore() {
+            // Nothing of it was handed out: it goes again, and can be asked for again.
+            shared.leave(self.owner())?;
+            return Err(error);
+        }
         shared.world(|world| world.end_pause(self.owner()));
-        restored.map(|()| bytes)
+        Ok(bytes)
     }
 
     /// Whether the pool is paused.
@@ -166,8 +170,13 @@ impl<B: Backend> Shared<B> {
             })?;
         }
         save(&self.world(|world| world.live_of(owner)))?;
-        let plan = self.world(|world| world.plan_leave(owner));
         resumes.shared = None;
+        Ok(self.leave(owner)?)
+    }
+
+    /// Takes a paused pool's chunks out and gives them back; nothing uses them any more.
+    fn leave(&self, owner: OwnerId) -> Result<Bytes, PauseError> {
+        let plan = self.world(|world| world.plan_leave(owner));
         let mut lost = None;
         for range in &plan.ranges {
             let gone = unmap_chunks(&*self.backend, &range.memory.memory, &range.chunks);
@@ -181,7 +190,7 @@ impl<B: Backend> Shared<B> {
             None => Ok(bytes),
             Some(lost) => {
                 self.lose(&lost);
-                Err(PauseError::DeviceLost(lost).into())
+                Err(PauseError::DeviceLost(lost))
             }
         }
     }

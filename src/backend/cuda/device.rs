@@ -47,6 +47,8 @@ pub(super) enum Holding {
     Chunk(u64),
     /// Pinned memory of the host.
     Pinned(Address),
+    /// What our pool has and nobody uses.
+    Cached,
 }
 
 /// The device.
@@ -92,12 +94,17 @@ impl Device {
         let (driver, number) = probe::find(context.ordinal())?;
         let entry = Entry::new(driver, context.cu_ctx() as Handle)
             .map_err(CudaUnavailable::at("cuCtxSetCurrent"))?;
-        let has = |attribute| driver.attribute(number, attribute).is_ok_and(|value| value != 0);
-        let pages = driver.has_pages() && has(VIRTUAL_SUPPORTED);
-        let pools = driver.has_pools() && has(POOLS_SUPPORTED);
+        // A driver that has the functions knows the attribute: a refusal is no answer.
+        let has = |attribute| {
+            let value = driver.attribute(number, attribute);
+            let value = value.map_err(CudaUnavailable::at("cuDeviceGetAttribute"))?;
+            Ok::<_, CudaUnavailable>(value != 0)
+        };
+        let pages = driver.has_pages() && has(VIRTUAL_SUPPORTED)?;
+        let pools = driver.has_pools() && has(POOLS_SUPPORTED)?;
         let source = choose(options.source, pages, pools)?;
         let exportable = options.exportable;
-        if exportable && !(source == CudaSource::Virtual && has(EXPORT_SUPPORTED)) {
+        if exportable && !(source == CudaSource::Virtual && has(EXPORT_SUPPORTED)?) {
             return Err(CudaUnavailable::Unsupported { what: "memory that can be exported" });
         }
         let granularity = match source {
@@ -195,7 +202,9 @@ impl Device {
 
     /// Gives something back, now or (V2) later. Inside an entry.
     pub(super) fn give_back(&self, holding: Holding) {
-        if let Err(code) = self.release(holding) {
+        let taken =
+            if self.is_filled(holding) { Err(Code::NOT_READY) } else { self.release(holding) };
+        if let Err(code) = taken {
             if !code.is_loss() {
                 log::debug!(
                     "aquifer: the driver did not take {holding:?} back: {code}; later then"
@@ -204,6 +213,15 @@ impl Device {
             self.stranded().push(holding);
             self.is_stranded.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it is a range in which a chunk is stranded: that comes first, or the driver would be
+    /// given addresses in use.
+    fn is_filled(&self, holding: Holding) -> bool {
+        let Holding::Range(start, size) = holding else { return false };
+        let range = start..start + size;
+        let inside = |held: &Holding| matches!(held, Holding::Mapping(at, _) if range.contains(at));
+        self.is_stranded.load(Ordering::Relaxed) && self.stranded().iter().any(inside)
     }
 
     /// Offers what is stranded again. Inside an entry.
@@ -233,11 +251,13 @@ impl Device {
             Holding::Pooled(address) => {
                 self.quiesce()?;
                 driver.pool_free(address, self.stream)?;
-                // Only what the host has seen complete is trimmed. What is not trimmed now is with
-                // the next segment that goes.
-                let _ = driver.synchronize_stream(self.stream);
-                let _ = driver.trim_pool(self.pool);
+                self.give_back(Holding::Cached);
                 Ok(())
+            }
+            Holding::Cached => {
+                // Only what the host has seen complete is trimmed.
+                driver.synchronize_stream(self.stream)?;
+                driver.trim_pool(self.pool)
             }
             Holding::Mapping(address, size) => {
                 self.quiesce()?;
@@ -332,10 +352,13 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // There is nobody to tell; the thread's next call of the driver says it again.
-        let _ = self.driver.exchange_capture_mode(self.mode);
+        // What is refused once may pass the second time; of the rest there is nobody to tell, and
+        // the thread's next call of the driver says it again.
+        let exchange = || self.driver.exchange_capture_mode(self.mode);
+        let _ = exchange().or_else(|_| exchange());
         if let Some(previous) = self.previous {
-            let _ = self.driver.set_context(previous);
+            let set = || self.driver.set_context(previous);
+            let _ = set().or_else(|_| set());
         }
     }
 }

@@ -41,6 +41,7 @@ impl Code {
     pub(super) const NOT_SUPPORTED: Code = Code(801);
     pub(super) const NOT_READY: Code = Code(600);
     pub(super) const CAPTURE_UNSUPPORTED: Code = Code(900);
+    pub(super) const CAPTURE_IMPLICIT: Code = Code(906);
 
     /// Whether the context, or the driver, is beyond use from now on: what the driver calls sticky
     /// errors, and the end of the process.

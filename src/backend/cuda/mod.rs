@@ -174,15 +174,15 @@ impl Cuda {
         copies: impl Iterator<Item = (u64, u64, Bytes)>,
     ) -> Result<(), Code> {
         let device = &self.device;
-        let _entry = device.enter()?;
-        let mut outcome = Ok(());
-        for (to, from, size) in copies {
-            outcome = outcome.and_then(|()| device.driver.copy(to, from, size, device.stream));
-        }
+        let _entry = device.enter().or_else(|_| device.enter())?;
+        let (driver, stream) = (device.driver, device.stream);
+        // What is refused once may pass the second time: contents would be lost with a copy.
+        let twice = |call: &dyn Fn() -> Result<(), Code>| call().or_else(|_| call());
+        let mut copies = copies;
+        let copied =
+            copies.try_for_each(|(to, from, size)| twice(&|| driver.copy(to, from, size, stream)));
         // Whatever was submitted is over when this returns.
-        let driver = device.driver;
-        let waited = driver.synchronize_stream(device.stream);
-        outcome.and(waited.or_else(|_| driver.synchronize_stream(device.stream)))
+        copied.and(twice(&|| driver.synchronize_stream(stream)))
     }
 
     /// Blocks until the device has done all that was submitted.
@@ -194,7 +194,9 @@ impl Cuda {
             let _entry = self.device.enter()?;
             self.device.quiesce()
         };
-        wait().map_err(|code| lost("cuCtxSynchronize", code))
+        // While a stream is captured nothing was asked, and is not to be.
+        let again = |code| if code == Code::CAPTURE_UNSUPPORTED { Err(code) } else { wait() };
+        wait().or_else(again).map_err(|code| lost("cuCtxSynchronize", code))
     }
 }
 

@@ -153,7 +153,7 @@ impl Device {
         }
         let outcome = self.handle_here(stream).and_then(|handle| {
             let handle = handle.unwrap_or(LEGACY); // S3
-            match self.driver.is_capturing(handle)? {
+            match self.is_capturing(handle)? {
                 true => Ok(State::Open(stream)),
                 false => self.record_event(handle).map(State::Recorded),
             }
@@ -165,6 +165,20 @@ impl Device {
                 let handle = if stream.handle == PER_THREAD { LEGACY } else { stream.handle };
                 self.insist(|| self.driver.synchronize_stream(handle)).map(|()| State::Complete)
             }
+        }
+    }
+
+    /// Whether the stream is captured, or may not be used before others have ended their capture.
+    /// Asked twice: not to know would be to wait for the stream, which breaks its capture (S1).
+    fn is_capturing(&self, stream: Handle) -> Result<bool, Code> {
+        let asked = self.driver.is_capturing(stream);
+        match asked.or_else(|code| match code {
+            Code::CAPTURE_IMPLICIT => Err(code),
+            _ => self.driver.is_capturing(stream),
+        }) {
+            // The default stream, while one that waits for it is captured.
+            Err(Code::CAPTURE_IMPLICIT) => Ok(true),
+            answer => answer,
         }
     }
 
@@ -257,7 +271,7 @@ impl Device {
     pub(super) fn order(&self, stream: CudaStreamId, event: &CudaEvent) -> Result<(), Lost> {
         let State::Recorded(mark) = self.settle(event)? else { return self.wait_event(event) };
         let ordered = self.handle_here(stream).and_then(|handle| match handle {
-            Some(handle) if !self.driver.is_capturing(handle)? => {
+            Some(handle) if !self.is_capturing(handle)? => {
                 self.driver.stream_wait(handle, mark).map(|()| true)
             }
             _ => Ok(false),
