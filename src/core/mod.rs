@@ -33,6 +33,13 @@
 //! What long-lived blocks can spoil is kept from them (`fit`): an idle segment 16 times as large as
 //! a request stays whole as long as there is room to grow.
 //!
+//! What is *not* done: to learn how long blocks live and to place them by that. Told the true
+//! lifetimes of every block, placement by them (at the ends of holes, in segments apart, beside
+//! neighbours that die soon; 190 variants) saves at most 0.11 % of what is reserved and 0.17 % of
+//! the smallest device; learned from sizes it costs more than that, for what stays for ever comes
+//! once, in the sizes of what does not. What is left of waste are the remainders of idle segments
+//! that were made for another size and broken up for want of room.
+//!
 //! Measured over 23 traces of real programs, cold, on an unlimited simulated device; bytes as
 //! multiples of the peak of live bytes, geometric mean and worst of the 21 above 1 GiB, and calls
 //! for 1,000 requests over all:
