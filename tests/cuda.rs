@@ -17,6 +17,9 @@ mod devices;
 mod leaving;
 #[path = "cuda/pinned.rs"]
 mod pinned;
+#[cfg(feature = "gz")]
+#[path = "cuda/replays.rs"]
+mod replays;
 #[path = "cuda/streams.rs"]
 mod streams;
 

@@ -1,5 +1,8 @@
 //! Memory that leaves: to other processes, and to the host while a pool is paused.
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+
 use aquifer::backend::cuda::{ShareError, SharedMemory};
 use aquifer::backend::{Cuda, CudaOptions, CudaSource};
 use aquifer::surface::cuda::{Contents, CudaError};
@@ -173,5 +176,59 @@ fn only_pages_can_be_paused() {
     let held = memory.request(300 * KIB).pool(&pool).allocate().expect("room");
     assert_eq!(pool.pause(), Err(PauseError::NoVirtualMemory));
     drop((held, pool));
+    close(&fake, memory);
+}
+
+/// What the child below is told: descriptor and size of each chunk, then offset and size.
+const TICKET: &str = "AQUIFER_TEST_TICKET";
+
+#[test]
+fn another_process_reads_and_writes() {
+    let fake = Fake::fresh(Options::default());
+    let memory = exporter();
+    let held = memory.allocate(40 * MIB).expect("room");
+    let place = held.address().expect("not empty");
+    fake.write(place, b"from the exporter");
+    let ticket = memory.share(&held).expect("exportable");
+    let mut words = vec![ticket.offset.to_string(), ticket.size.to_string()];
+    for (descriptor, size) in &ticket.chunks {
+        let raw = descriptor.as_raw_fd();
+        // SAFETY: the descriptor is open; it is to stay so in the child.
+        let outcome = unsafe { libc::fcntl(raw, libc::F_SETFD, 0) };
+        assert_eq!(outcome, 0, "the descriptor is inherited");
+        words.extend([raw.to_string(), size.to_string()]);
+    }
+    let program = std::env::current_exe().expect("the path of the test");
+    let output = Command::new(program)
+        .args(["--exact", "leaving::the_other_process", "--ignored", "--nocapture"])
+        .env(TICKET, words.join(" "))
+        .output()
+        .expect("the test starts itself");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    assert_eq!(fake.read(place, 17), b"from the importer");
+    drop((ticket, held));
+    close(&fake, memory);
+}
+
+/// Started by the test above; without its ticket there is nothing to do.
+#[test]
+#[ignore = "a part of another_process_reads_and_writes"]
+fn the_other_process() {
+    let Ok(words) = std::env::var(TICKET) else { return };
+    let numbers: Vec<u64> = words.split(' ').map(|word| word.parse().expect("a number")).collect();
+    let chunks = numbers[2..].chunks_exact(2).map(|chunk| {
+        // SAFETY: the parent left the descriptor open, for this process alone.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(chunk[0] as i32) };
+        (descriptor, chunk[1])
+    });
+    let (offset, size) = (numbers[0], numbers[1]);
+    let ticket = SharedMemory { chunks: chunks.collect(), offset, size };
+    let fake = Fake::fresh(Options::default());
+    let memory = open(&fake);
+    let imported = memory.backend().import(&ticket).expect("room");
+    assert_eq!(fake.read(imported.address(), 17), b"from the exporter");
+    fake.write(imported.address(), b"from the importer");
+    drop((imported, ticket));
     close(&fake, memory);
 }
