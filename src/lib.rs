@@ -97,9 +97,9 @@ pub mod units;
 pub mod vec;
 
 pub use allocator::{
-    AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, FreeError, LimitError, MemInfo,
-    PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request,
-    RouteGuard, Stream,
+    AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, FreeError, HistoryOptions,
+    LimitError, MemInfo, PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation,
+    RecordingGuard, Request, RouteGuard, Stream,
 };
 pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};

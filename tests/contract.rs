@@ -19,6 +19,8 @@ mod front;
 #[cfg(feature = "wgpu")]
 #[path = "support/gpu.rs"]
 mod gpu;
+#[path = "contract/histories.rs"]
+mod histories;
 #[path = "contract/limits.rs"]
 mod limits;
 #[path = "contract/memory.rs"]
@@ -166,6 +168,10 @@ macro_rules! suite {
                 the_next_request_of_the_size_has_the_block, what_waits_merges_before_anything_grows,
                 statistics_see_what_waits_as_free, another_stream_gets_what_waits,
                 what_is_freed_of_a_released_pool_does_not_wait, peaks_see_what_comes_out_of_it,
+            };
+            histories::{
+                what_happens_is_recorded, a_history_agrees_with_the_state, the_oldest_events_go,
+                actions_can_be_skipped, failures_and_remarks_are_recorded, observers_hear_of_events,
             };
             streams::{
                 the_same_stream_reuses_at_once, other_streams_reuse_what_is_free,

@@ -110,18 +110,23 @@ impl<B: Backend> Cell<B> {
     pub(super) fn drop_owned(held: &Held<B>, id: AllocationId) {
         let cell = held.cell();
         let Some(mut inside) = cell.lock_to_free() else { return };
+        let heard = if inside.history.is_some() { inside.note_free(id) } else { None };
         let freed = match id {
             AllocationId::EMPTY => None,
             id => inside.arena.free(id, &cell.config),
         };
         let last = inside.give_up();
         let freed = freed.unwrap_or_default();
-        if cfg!(not(aquifer_shuttle)) && freed == Freed::default() && last.is_none() {
+        let is_done = freed == Freed::default() && last.is_none() && heard.is_none();
+        if cfg!(not(aquifer_shuttle)) && is_done {
             return;
         }
         // From here on the cell must be kept (H3).
         let keeper = last.or_else(|| inside.keeper());
         drop(inside);
+        if let Some((entry, shared)) = heard.zip(cell.shared.upgrade()) {
+            shared.tell(&[(cell.id, entry)]);
+        }
         if freed != Freed::default() {
             cell.follow_up(freed);
         }
@@ -140,8 +145,12 @@ impl<B: Backend> Cell<B> {
             let address = inside.arena.address_of(id);
             address.iter().for_each(|&address| addresses.forget(address));
         }
+        let heard = if inside.history.is_some() { inside.note_free(id) } else { None };
         let freed = inside.arena.free(id, &self.config);
         drop(inside);
+        if let Some((entry, shared)) = heard.zip(self.shared.upgrade()) {
+            shared.tell(&[(self.id, entry)]);
+        }
         if let Some(freed) = freed.filter(|&freed| freed != Freed::default()) {
             self.follow_up(freed);
         }

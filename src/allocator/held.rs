@@ -24,10 +24,13 @@ use std::sync::Arc;
 use crate::allocator::cell::{Cell, Memory};
 use crate::backend::Backend;
 use crate::core::arena::Arena;
+use crate::report::ring::Ring;
 
 /// What a cell's lock protects.
 pub(super) struct Inside<B: Backend> {
     pub(super) arena: Arena<Memory<B>>,
+    /// What happened on the stream, while that is recorded.
+    pub(super) history: Option<Box<Ring>>,
     /// H1.
     owned: usize,
     /// H2.
@@ -58,7 +61,7 @@ impl<B: Backend> Held<B> {
 
 impl<B: Backend> Inside<B> {
     pub(super) fn new(arena: Arena<Memory<B>>) -> Self {
-        Self { arena, owned: 0, keeper: None, orphaned: false }
+        Self { arena, history: None, owned: 0, keeper: None, orphaned: false }
     }
 
     /// The cell exists, and is its own keeper from now on.

@@ -27,6 +27,7 @@
 //! | `allocation` | requests, allocations, ids, errors |
 //! | `streams`    | registration, adoption and retirement of streams |
 //! | `pools`      | private pools, routes, captures |
+//! | `history`    | recording of what happens, and reading it |
 //! | `pause`      | private pools whose memory goes back while they stay |
 //! | `recording`  | work that is written down and not submitted |
 //! | `pressure`   | out-of-memory callbacks |
@@ -37,6 +38,7 @@ mod addresses;
 mod allocation;
 mod cell;
 mod held;
+mod history;
 mod pause;
 mod perform;
 mod places;
@@ -52,6 +54,7 @@ mod tags;
 mod tests;
 
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
+pub use history::{EventGuard, HistoryOptions};
 pub use pause::PauseError;
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
 pub use pressure::{CallbackGuard, Pressure};
@@ -68,7 +71,7 @@ use crate::core::ledger::Gauge;
 use crate::core::trim::Trim;
 use crate::id::{AllocationId, Tag};
 use crate::report::holders::{self, Holder};
-use crate::report::snapshot::{self, Snapshot};
+use crate::report::snapshot::Snapshot;
 use crate::report::stats::{self, MemoryStats};
 use crate::units::Bytes;
 use shared::Shared;
@@ -350,10 +353,11 @@ impl<B: Backend> Allocator<B> {
         self.shared.world(|world| world.reset_accumulated());
     }
 
-    /// Every segment and block at one moment. O(blocks), with all streams stopped.
+    /// Every segment and block at one moment, and what led there, if it is recorded
+    /// ([`record_history`](Self::record_history)). O(blocks + events); all streams are stopped while
+    /// the numbers are copied, not while names are put to them.
     pub fn memory_snapshot(&self) -> Snapshot {
-        let tags = &self.shared.tags;
-        self.shared.world(|world| snapshot::collect(world, &|tag| tags.name(tag)))
+        self.shared.snapshot()
     }
 
     /// Who holds memory: live allocations by line of code and tag, largest first. O(blocks).

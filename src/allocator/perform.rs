@@ -77,7 +77,8 @@ impl<B: Backend> Shared<B> {
             if let Some((arena, grant)) = grant {
                 self.purge_for(miss.arena);
                 let cell = self.cells.get(arena).expect("an arena that granted has its cell");
-                let held = cell.lock().hold();
+                let words = (want.tag, want.owner);
+                let held = self.hold(cell.lock(), &grant, want.requested, want.location, words);
                 return Ok(Allocation::new(held, grant, want.requested));
             }
         }

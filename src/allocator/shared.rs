@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::allocator::addresses::Addresses;
 use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError, RawAllocation};
 use crate::allocator::cell::{Cell, Memory};
-use crate::allocator::held::Inside;
+use crate::allocator::held::{Held, Inside};
+use crate::allocator::history::Recorder;
 use crate::allocator::places::Places;
 use crate::allocator::pools::Routes;
 use crate::allocator::pressure::Callbacks;
@@ -20,7 +21,7 @@ use crate::allocator::sync::{self, AtomicBool, Condvar, FastGuard, Mutex, MutexG
 use crate::allocator::tags::Tags;
 use crate::backend::{Backend, Lost};
 use crate::config::Config;
-use crate::core::arena::{Freed, Take, Want};
+use crate::core::arena::{Freed, Grant, Take, Want};
 use crate::core::classes::{self, Group};
 use crate::core::harvest::Harvest;
 use crate::core::hit::Terms;
@@ -28,7 +29,7 @@ use crate::core::ledger::Gauge;
 use crate::core::state::{Device, Global, World};
 use crate::core::step::{Failure, Step};
 use crate::core::trim::Trim;
-use crate::id::{ArenaId, OwnerId};
+use crate::id::{ArenaId, OwnerId, Tag};
 use crate::report::holders;
 use crate::report::oom::{OomCause, OomReport};
 use crate::units::{Bytes, GRANULE, REQUEST_MAX, SEGMENT_MAX, align_down, to_granules};
@@ -58,6 +59,8 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) callbacks: Callbacks,
     pub(super) tags: Tags,
     limits: Mutex<UserLimits>,
+    /// What is recorded.
+    pub(super) recorder: Recorder,
     /// Held through a pause and a resume: one at a time.
     pub(super) pauses: Mutex<()>,
     pub(super) lost: Mutex<Option<Lost>>,
@@ -116,6 +119,7 @@ impl<B: Backend> Shared<B> {
                 callbacks: Callbacks::new(),
                 tags: Tags::new(),
                 limits: Mutex::new(user),
+                recorder: Recorder::new(),
                 pauses: Mutex::new(()),
                 lost: Mutex::new(None),
                 waits: AtomicBool::new(false),
@@ -148,7 +152,52 @@ impl<B: Backend> Shared<B> {
         }
         let result = decide(&mut world);
         world.settle();
+        let heard = match &mut global.notes {
+            Some(notes) if !notes.is_empty() => Self::take_notes(notes, &mut insides),
+            _ => Vec::new(),
+        };
+        drop(insides);
+        drop(global);
+        if !heard.is_empty() {
+            self.tell(&heard);
+        }
         result
+    }
+
+    /// Holds the cell of a block that was just handed out, and writes that down if that is wanted.
+    #[inline]
+    pub(super) fn hold(
+        &self,
+        mut inside: FastGuard<'_, Inside<B>>,
+        grant: &Grant,
+        requested: Bytes,
+        location: &'static Location<'static>,
+        words: (Tag, OwnerId),
+    ) -> Held<B> {
+        let held = inside.hold();
+        if inside.history.is_some() {
+            self.note_grant(inside, grant, requested, location, words);
+        }
+        held
+    }
+
+    /// Writes down that a block was handed out, and tells observers.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn note_grant(
+        &self,
+        mut inside: FastGuard<'_, Inside<B>>,
+        grant: &Grant,
+        requested: Bytes,
+        location: &'static Location<'static>,
+        words: (Tag, OwnerId),
+    ) {
+        let heard = inside.note_alloc(grant, requested, location, words);
+        let stream = inside.arena.id;
+        drop(inside);
+        if let Some(entry) = heard {
+            self.tell(&[(stream, entry)]);
+        }
     }
 
     /// Gives back what became free in released private pools while others were served; returns
@@ -190,7 +239,9 @@ impl<B: Backend> Shared<B> {
         {
             let mut inside = cell.lock();
             if let Some(grant) = inside.arena.take_plain(plain, &self.config) {
-                return Ok(Allocation::new(inside.hold(), grant, size));
+                let words = (Tag::default(), OwnerId::DEFAULT);
+                let held = self.hold(inside, &grant, size, location, words);
+                return Ok(Allocation::new(held, grant, size));
             }
         }
         self.allocate(cell, Ask::new(size), location)
@@ -212,6 +263,10 @@ impl<B: Backend> Shared<B> {
                 let raw = RawAllocation::new(grant, size);
                 if self.addresses.are_kept() {
                     raw.address.iter().for_each(|&address| self.addresses.enter(address, raw.id));
+                }
+                if inside.history.is_some() {
+                    let words = (Tag::default(), OwnerId::DEFAULT);
+                    self.note_grant(inside, &grant, size, location, words);
                 }
                 return Ok(raw);
             }
@@ -265,7 +320,9 @@ impl<B: Backend> Shared<B> {
         if !harvest {
             let mut inside = cell.lock();
             if let Take::Granted(grant) = inside.arena.take(&want, &self.config) {
-                return Ok(Allocation::new(inside.hold(), grant, want.requested));
+                let words = (want.tag, want.owner);
+                let held = self.hold(inside, &grant, want.requested, location, words);
+                return Ok(Allocation::new(held, grant, want.requested));
             }
         }
         self.climb(cell.id, want, harvest)
@@ -309,7 +366,8 @@ impl<B: Backend> Shared<B> {
         let owner = ask.owner.or(routed.as_ref().map(|pool| pool.owner()));
         let want = self.want(owner.unwrap_or(OwnerId::DEFAULT), ask, rounded, location);
         let grant = self.world(|world| world.take_cached(cell.id, &want))?;
-        let held = cell.lock().hold();
+        let words = (want.tag, want.owner);
+        let held = self.hold(cell.lock(), &grant, want.requested, location, words);
         Some(Allocation::new(held, grant, want.requested))
     }
 
@@ -470,6 +528,7 @@ impl<B: Backend> Shared<B> {
                 could_expand: self.device.virtual_memory && !self.config.expandable_segments,
             }
         });
+        self.note_oom(want.requested, device_free);
         log::warn!("aquifer: {report}");
         AllocError::OutOfMemory(Box::new(report))
     }

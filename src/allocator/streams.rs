@@ -166,6 +166,7 @@ impl<B: Backend> Shared<B> {
         // before the new one begins.
         self.cells.iter().for_each(|cell| cell.lock().arena.ledger.sole = false);
         cell.lock().arena.lost = global.lost;
+        cell.lock().history = self.recorder.ring();
         self.cells.push(cell);
         global.clocks.push(Clock::new());
         id

@@ -293,6 +293,12 @@ impl<M> Arena<M> {
         (base != 0).then(|| base + to_bytes(block.offset))
     }
 
+    /// Where a live block is, for people (see [`Segment::place`]).
+    pub(crate) fn place_of_live(&self, id: AllocationId) -> Option<u64> {
+        let block = &self.blocks[self.live(id)?.0.index()];
+        Some(self.segments[block.segment.index()].place() + to_bytes(block.offset))
+    }
+
     /// Address and id of every live block without an owner, where there are addresses. O(blocks).
     pub(crate) fn raw_allocations(&self) -> impl Iterator<Item = (u64, AllocationId)> {
         self.blocks.iter().enumerate().filter_map(|(at, block)| {

@@ -32,6 +32,7 @@ use crate::core::chunks::{self, Chunk, Piece, Run};
 use crate::core::classes::{self, Group};
 use crate::core::ledger::Entry;
 use crate::core::miss::Miss;
+use crate::core::note::Noted;
 use crate::core::segment::merge_next;
 use crate::core::state::World;
 use crate::core::step::{Growth, Step};
@@ -324,6 +325,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         self.global.returns += u64::from(given > mapped);
         self.global.reserved = self.global.reserved - plan.charged - given + mapped;
         self.global.owners[owner.index()].book_reserved(group, mapped as i64);
+        for run in &plan.runs {
+            let run = (to_granules(run.offset), to_granules(run.size));
+            self.note_range(Noted::PagesCame, plan.arena, plan.segment.index(), run);
+        }
         let arena = &mut *self.arenas[plan.arena.index()];
         arena.ledger.apply(group, Entry::Map { size: to_granules(mapped) });
         let segment = &mut arena.segments[plan.segment.index()];

@@ -214,6 +214,7 @@ impl<M, E: Clone> World<'_, M, E> {
     /// Makes a pending block Free.
     pub(crate) fn promote(&mut self, arena: ArenaId, block: BlockId) {
         let config = self.config;
+        self.note_completion(arena, block);
         let arena = &mut self.arenas[arena.index()];
         let requested = arena.unpend(block);
         let freed = arena.complete(block, requested, config);

@@ -73,6 +73,7 @@
 //! | `harvest`   | events: recording, polling, waiting |
 //! | `owners`    | private pools and captures |
 //! | `recording` | work that is written down and not submitted |
+//! | `note`      | what the core tells for a history |
 //! | `step`      | what the core asks of the shell |
 //! | `state`     | everything in one hand; commits |
 //! | `miss`      | one request that missed: how far it is |
@@ -101,6 +102,7 @@ pub(crate) mod ladder;
 pub(crate) mod ledger;
 pub(crate) mod lifetime;
 pub(crate) mod miss;
+pub(crate) mod note;
 pub(crate) mod owners;
 pub(crate) mod pages;
 pub(crate) mod pause;

@@ -23,6 +23,7 @@
 use crate::core::block::State;
 use crate::core::chunks::{Chunk, Run};
 use crate::core::ledger::Entry;
+use crate::core::note::Noted;
 use crate::core::segment::Segment;
 use crate::core::state::World;
 use crate::id::{ArenaId, OwnerId, SegmentId};
@@ -169,6 +170,11 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// Books that a range's chunks are there no more, or again.
     fn book_presence(&mut self, (arena, segment): (ArenaId, SegmentId), here: bool) {
+        let chunks = self.arena(arena).segments[segment.index()].chunks.all().to_vec();
+        let what = if here { Noted::PagesCame } else { Noted::PagesWent };
+        for chunk in chunks {
+            self.note_range(what, arena, segment.index(), (chunk.start, chunk.size));
+        }
         let arena = self.arena(arena);
         let Segment { pool, .. } = arena.segments[segment.index()];
         let (group, owner) = (arena.pools[pool].group, arena.pools[pool].owner);

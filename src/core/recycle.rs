@@ -25,6 +25,7 @@ use crate::core::harvest::Event;
 use crate::core::ledger::Entry;
 use crate::core::lifetime::Mark;
 use crate::core::miss::Miss;
+use crate::core::note::Noted;
 use crate::core::pages::Place;
 use crate::core::pause::{Presence, away};
 use crate::core::pool::Pool;
@@ -217,8 +218,10 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     /// Cuts chunks out of a free block; they are claimed until [`Self::forget_pages`].
     fn take_pages(&mut self, hole: Hole) -> Pages<M> {
         let config = self.config;
+        let segment_id = self.arenas[hole.arena.index()].blocks[hole.block.index()].segment;
+        let run = (hole.start, hole.end - hole.start);
+        self.note_range(Noted::PagesWent, hole.arena, segment_id.index(), run);
         let arena = &mut *self.arenas[hole.arena.index()];
-        let segment_id = arena.blocks[hole.block.index()].segment;
         let pool = arena.segments[segment_id.index()].pool;
         arena.pools[pool].free.remove(&mut arena.blocks, hole.block);
         arena.blocks[hole.block.index()].state = State::Claimed { mapped: false };

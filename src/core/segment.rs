@@ -86,6 +86,12 @@ impl<M> Segment<M> {
         self.page != 0
     }
 
+    /// Where the first byte is, for people: its device address, or, where there are none, a stand-in
+    /// that is no other segment's (64 GiB apart, within 53 bits for the first 131,071 segments).
+    pub(crate) fn place(&self) -> u64 {
+        if self.base != 0 { self.base } else { self.number << 36 }
+    }
+
     /// What can be given back of a free run: whole chunks, or all of a fixed segment. Bytes.
     pub(crate) fn whole_bytes(&self, start: u32, end: u32) -> Bytes {
         if self.is_virtual() {

@@ -32,6 +32,7 @@ use crate::core::headroom::Regret;
 use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
 use crate::core::lifetime::{Clock, Recorded};
 use crate::core::miss::Miss;
+use crate::core::note::{Note, Noted};
 use crate::core::owners::{Capture, Owner};
 use crate::core::pause::Presence;
 use crate::core::pool::{Pool, Traits};
@@ -86,6 +87,8 @@ pub(crate) struct Global<E> {
     pub(crate) lost: bool,
     /// Streams under capture, each with the pool it is routed to.
     pub(crate) captures: Vec<Capture>,
+    /// What happened to segments and late frees, if somebody writes a history.
+    pub(crate) notes: Option<Vec<Note>>,
     pub(crate) counts: Counts,
 }
 
@@ -137,6 +140,7 @@ impl<E> Global<E> {
             purge: false,
             lost: false,
             captures: Vec::new(),
+            notes: None,
             counts: Counts::default(),
         }
     }
@@ -294,6 +298,7 @@ impl<M, E: Clone> World<'_, M, E> {
         }
         arena.make_free(block, config);
         arena.pools[pool].link_idle(&mut arena.segments, id, epoch, time_us);
+        self.note_range(Noted::SegmentCame, growth.arena, id.index(), (0, size));
         block
     }
 
@@ -343,6 +348,8 @@ impl<M, E: Clone> World<'_, M, E> {
     /// Takes a wholly free fixed segment out of the books; its memory is the caller's to give back.
     pub(crate) fn detach_segment(&mut self, arena_id: ArenaId, id: SegmentId) -> (M, Bytes) {
         let config = self.config;
+        let size = self.arena(arena_id).segments[id.index()].size;
+        self.note_range(Noted::SegmentWent, arena_id, id.index(), (0, size));
         let arena = self.arena(arena_id);
         let Segment { pool, first, size, .. } = arena.segments[id.index()];
         let (group, owner) = (arena.pools[pool].group, arena.pools[pool].owner);
@@ -362,6 +369,8 @@ impl<M, E: Clone> World<'_, M, E> {
     /// there.
     pub(crate) fn transfer(&mut self, from: ArenaId, id: SegmentId, to: ArenaId) -> BlockId {
         let config = self.config;
+        let size = self.arena(from).segments[id.index()].size;
+        self.note_range(Noted::SegmentWent, from, id.index(), (0, size));
         let source = self.arena(from);
         let pool_index = source.segments[id.index()].pool;
         let Pool { group, owner, .. } = source.pools[pool_index];
@@ -401,6 +410,7 @@ impl<M, E: Clone> World<'_, M, E> {
         target.segments.insert(segment);
         target.make_free(block, config);
         target.pools[pool].link_idle(&mut target.segments, new_id, epoch, time_us);
+        self.note_range(Noted::SegmentCame, to, new_id.index(), (0, size));
         block
     }
 

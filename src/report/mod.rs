@@ -2,8 +2,10 @@
 //! formatting of the crate is here; it reads the core and changes nothing, and none of it runs on a
 //! hit.
 
+pub mod history;
 pub mod holders;
 pub mod oom;
+pub(crate) mod ring;
 pub mod snapshot;
 pub mod stats;
 

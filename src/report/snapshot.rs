@@ -1,6 +1,11 @@
-//! What is where: every segment and every block, at one moment.
+//! What is where: every segment and every block, at one moment, and what led there.
+//!
+//! Numbers are copied with all streams stopped ([`collect`]); names, files and tags are put to them
+//! afterwards ([`Draft::finish`]), when the allocator works on.
 
+use std::collections::HashMap;
 use std::panic::Location;
+use std::sync::Arc;
 
 use crate::core::arena::Arena;
 use crate::core::block::{Block, State};
@@ -8,6 +13,7 @@ use crate::core::classes::Group;
 use crate::core::segment::Segment;
 use crate::core::state::World;
 use crate::id::{PoolId, Tag};
+use crate::report::history::{Annotation, Event, Frames, frames_of};
 use crate::units::{Bytes, to_bytes};
 
 /// All segments, by stream and age.
@@ -16,6 +22,22 @@ use crate::units::{Bytes, to_bytes};
 pub struct Snapshot {
     /// One entry for each backend allocation or range of addresses.
     pub segments: Vec<SegmentSnapshot>,
+    /// What happened, oldest first, as far as it was recorded ([`Allocator::record_history`]).
+    ///
+    /// [`Allocator::record_history`]: crate::Allocator::record_history
+    pub history: Vec<Event>,
+    /// What the program remarked ([`Allocator::annotate`](crate::Allocator::annotate)).
+    pub annotations: Vec<Annotation>,
+    /// The number of the device among those of a machine; 0 where there are no numbers.
+    pub device: u32,
+    /// What the device is, in words.
+    pub device_name: String,
+    /// The device's memory in bytes, if it is known.
+    pub device_total: Option<Bytes>,
+    /// The limit on reserved memory in force, if any.
+    pub limit: Option<Bytes>,
+    /// Settings by name, as PyTorch's `PYTORCH_CUDA_ALLOC_CONF` spells them.
+    pub settings: String,
 }
 
 /// One segment. Sizes in bytes.
@@ -24,6 +46,8 @@ pub struct Snapshot {
 pub struct SegmentSnapshot {
     /// Device address of the first byte, where the backend has addresses.
     pub address: Option<u64>,
+    /// The same, or a stand-in where there are none: what events of the history name.
+    pub place: u64,
     /// Bytes that the device really gave: of a virtual segment its mapped pages.
     pub total_size: Bytes,
     /// Bytes of blocks in users' hands.
@@ -56,10 +80,10 @@ pub struct BlockSnapshot {
     pub requested_size: Bytes,
     /// Who holds it.
     pub state: BlockState,
-    /// Who asked for it.
-    pub location: Option<&'static Location<'static>>,
+    /// Who asked for it, innermost call first; empty if nobody holds it, or it is not known.
+    pub frames: Frames,
     /// The tag it was given.
-    pub tag: Option<String>,
+    pub tag: Option<Arc<str>>,
 }
 
 /// Who holds a block.
@@ -76,11 +100,68 @@ pub enum BlockState {
     Growing,
 }
 
+/// A snapshot whose names are still to be looked up.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    segments: Vec<(SegmentSnapshot, Vec<Held>)>,
+}
+
+/// Who asked for a block.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    location: Option<&'static Location<'static>>,
+    tag: Tag,
+}
+
+/// Files, lines and tags by what stands for them, each made once.
+pub(crate) struct Names<'a> {
+    frames: HashMap<*const Location<'static>, Frames>,
+    tags: HashMap<Tag, Option<Arc<str>>>,
+    name_of: &'a dyn Fn(Tag) -> Option<String>,
+}
+
+impl std::fmt::Debug for Names<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Names").field("frames", &self.frames.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Names<'a> {
+    pub(crate) fn new(name_of: &'a dyn Fn(Tag) -> Option<String>) -> Self {
+        Self { frames: HashMap::new(), tags: HashMap::new(), name_of }
+    }
+
+    pub(crate) fn frames(&mut self, location: Option<&'static Location<'static>>) -> Frames {
+        let Some(location) = location else { return Frames::default() };
+        let frames = self.frames.entry(std::ptr::from_ref(location));
+        Arc::clone(frames.or_insert_with(|| frames_of(location)))
+    }
+
+    pub(crate) fn tag(&mut self, tag: Tag) -> Option<Arc<str>> {
+        if tag == Tag::default() {
+            return None;
+        }
+        let name_of = self.name_of;
+        self.tags.entry(tag).or_insert_with(|| name_of(tag).map(Arc::from)).clone()
+    }
+}
+
+impl Draft {
+    /// Puts names to the blocks.
+    pub(crate) fn finish(self, names: &mut Names<'_>) -> Vec<SegmentSnapshot> {
+        let named = self.segments.into_iter().map(|(mut segment, held)| {
+            for (block, Held { location, tag }) in segment.blocks.iter_mut().zip(held) {
+                block.frames = names.frames(location);
+                block.tag = names.tag(tag);
+            }
+            segment
+        });
+        named.collect()
+    }
+}
+
 /// Walks everything: O(blocks).
-pub(crate) fn collect<M, E: Clone>(
-    world: &World<'_, M, E>,
-    name_of: &dyn Fn(Tag) -> Option<String>,
-) -> Snapshot {
+pub(crate) fn collect<M, E: Clone>(world: &World<'_, M, E>) -> Draft {
     let mut segments = Vec::new();
     for arena in &world.arenas {
         let mut ages: Vec<_> = arena.segments.iter().map(|(_, segment)| segment).collect();
@@ -88,32 +169,30 @@ pub(crate) fn collect<M, E: Clone>(
         for segment in ages {
             let owner = arena.pools[segment.pool].owner;
             let pool_id = world.global.owners[owner.index()].pool_id;
-            segments.push(segment_snapshot(arena, segment, pool_id, name_of));
+            segments.push(segment_snapshot(arena, segment, pool_id));
         }
     }
-    Snapshot { segments }
+    Draft { segments }
 }
 
 fn segment_snapshot<M>(
     arena: &Arena<M>,
     segment: &Segment<M>,
     pool_id: PoolId,
-    name_of: &dyn Fn(Tag) -> Option<String>,
-) -> SegmentSnapshot {
-    let mut blocks = Vec::new();
-    let mut at = segment.first;
-    while let Some(block) = arena.blocks.get(at.index()) {
-        if block.is_mapped() {
-            blocks.push(block_snapshot(arena, block, name_of));
-        }
-        at = block.next;
+) -> (SegmentSnapshot, Vec<Held>) {
+    let (mut blocks, mut held) = (Vec::new(), Vec::new());
+    for block in arena.blocks_of(segment).filter(|block| block.is_mapped()) {
+        let (block, holder) = block_snapshot(arena, block);
+        blocks.push(block);
+        held.push(holder);
     }
     let sum = |states: &[BlockState], size: fn(&BlockSnapshot) -> Bytes| {
         blocks.iter().filter(|block| states.contains(&block.state)).map(size).sum()
     };
     let active = [BlockState::Allocated, BlockState::Pending];
-    SegmentSnapshot {
+    let snapshot = SegmentSnapshot {
         address: (segment.base != 0).then_some(segment.base),
+        place: segment.place(),
         total_size: to_bytes(segment.mapped),
         allocated_size: sum(&[BlockState::Allocated], |block| block.size),
         active_size: sum(&active, |block| block.size),
@@ -123,14 +202,11 @@ fn segment_snapshot<M>(
         large: arena.pools[segment.pool].group == Group::Large,
         expandable: segment.is_virtual(),
         blocks,
-    }
+    };
+    (snapshot, held)
 }
 
-fn block_snapshot<M>(
-    arena: &Arena<M>,
-    block: &Block,
-    name_of: &dyn Fn(Tag) -> Option<String>,
-) -> BlockSnapshot {
+fn block_snapshot<M>(arena: &Arena<M>, block: &Block) -> (BlockSnapshot, Held) {
     let (state, holder) = match &block.state {
         State::Allocated(holder) => (BlockState::Allocated, Some(holder)),
         State::Pending { side, .. } => {
@@ -139,12 +215,14 @@ fn block_snapshot<M>(
         State::Free(_) | State::Warm | State::Unmapped | State::Vacant => (BlockState::Free, None),
         State::Claimed { .. } => (BlockState::Growing, None),
     };
-    BlockSnapshot {
+    let snapshot = BlockSnapshot {
         offset: to_bytes(block.offset),
         size: to_bytes(block.size),
         requested_size: holder.map_or(0, |holder| holder.requested),
         state,
-        location: holder.map(|holder| holder.location),
-        tag: holder.and_then(|holder| name_of(holder.tag)),
-    }
+        frames: Frames::default(),
+        tag: None,
+    };
+    let (location, tag) = holder.map(|holder| (holder.location, holder.tag)).unzip();
+    (snapshot, Held { location, tag: tag.unwrap_or_default() })
 }
