@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::allocator::Allocator;
-use crate::allocator::held::Inside;
+use crate::allocator::held::{Held, Inside};
 use crate::allocator::shared::Shared;
 use crate::allocator::sync::{FastGuard, Mutex, MutexGuard};
 use crate::backend::Backend;
@@ -187,6 +187,42 @@ impl<B: Backend> Inside<B> {
 }
 
 impl<B: Backend> Shared<B> {
+    /// Holds the cell of a block that was just handed out, and writes that down if that is wanted.
+    #[inline]
+    pub(super) fn hold(
+        &self,
+        mut inside: FastGuard<'_, Inside<B>>,
+        grant: &Grant,
+        requested: Bytes,
+        location: &'static Location<'static>,
+        words: (Tag, OwnerId),
+    ) -> Held<B> {
+        let held = inside.hold();
+        if inside.history.is_some() {
+            self.note_grant(inside, grant, requested, location, words);
+        }
+        held
+    }
+
+    /// Writes down that a block was handed out, and tells observers.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn note_grant(
+        &self,
+        mut inside: FastGuard<'_, Inside<B>>,
+        grant: &Grant,
+        requested: Bytes,
+        location: &'static Location<'static>,
+        words: (Tag, OwnerId),
+    ) {
+        let heard = inside.note_alloc(grant, requested, location, words);
+        let stream = inside.arena.id;
+        drop(inside);
+        if let Some(entry) = heard {
+            self.tell(&[(stream, entry)]);
+        }
+    }
+
     /// Writes the core's notes down; what observers are to hear.
     pub(super) fn take_notes(
         notes: &mut Vec<Note>,

@@ -27,6 +27,7 @@
 //! | `allocation` | requests, allocations, ids, errors |
 //! | `streams`    | registration, adoption and retirement of streams |
 //! | `pools`      | private pools, routes, captures |
+//! | `failures`   | what the error of a failed request says |
 //! | `history`    | recording of what happens, and reading it |
 //! | `pause`      | private pools whose memory goes back while they stay |
 //! | `recording`  | work that is written down and not submitted |
@@ -37,6 +38,7 @@
 mod addresses;
 mod allocation;
 mod cell;
+mod failures;
 mod held;
 mod history;
 mod pause;
@@ -354,8 +356,8 @@ impl<B: Backend> Allocator<B> {
     }
 
     /// Every segment and block at one moment, and what led there, if it is recorded
-    /// ([`record_history`](Self::record_history)). O(blocks + events); all streams are stopped while
-    /// the numbers are copied, not while names are put to them.
+    /// ([`record_history`](Self::record_history)). O(blocks + events); all streams are stopped
+    /// while the numbers are copied, not while names are put to them.
     pub fn memory_snapshot(&self) -> Snapshot {
         self.shared.snapshot()
     }

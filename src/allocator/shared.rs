@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::allocator::addresses::Addresses;
 use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError, RawAllocation};
 use crate::allocator::cell::{Cell, Memory};
-use crate::allocator::held::{Held, Inside};
+use crate::allocator::held::Inside;
 use crate::allocator::history::Recorder;
 use crate::allocator::places::Places;
 use crate::allocator::pools::Routes;
@@ -21,17 +21,16 @@ use crate::allocator::sync::{self, AtomicBool, Condvar, FastGuard, Mutex, MutexG
 use crate::allocator::tags::Tags;
 use crate::backend::{Backend, Lost};
 use crate::config::Config;
-use crate::core::arena::{Freed, Grant, Take, Want};
+use crate::core::arena::{Freed, Take, Want};
 use crate::core::classes::{self, Group};
 use crate::core::harvest::Harvest;
 use crate::core::hit::Terms;
-use crate::core::ledger::Gauge;
 use crate::core::state::{Device, Global, World};
-use crate::core::step::{Failure, Step};
+use crate::core::step::Step;
 use crate::core::trim::Trim;
 use crate::id::{ArenaId, OwnerId, Tag};
 use crate::report::holders;
-use crate::report::oom::{OomCause, OomReport};
+use crate::report::oom::OomCause;
 use crate::units::{Bytes, GRANULE, REQUEST_MAX, SEGMENT_MAX, align_down, to_granules};
 
 /// The backend's event as the core carries it.
@@ -162,42 +161,6 @@ impl<B: Backend> Shared<B> {
             self.tell(&heard);
         }
         result
-    }
-
-    /// Holds the cell of a block that was just handed out, and writes that down if that is wanted.
-    #[inline]
-    pub(super) fn hold(
-        &self,
-        mut inside: FastGuard<'_, Inside<B>>,
-        grant: &Grant,
-        requested: Bytes,
-        location: &'static Location<'static>,
-        words: (Tag, OwnerId),
-    ) -> Held<B> {
-        let held = inside.hold();
-        if inside.history.is_some() {
-            self.note_grant(inside, grant, requested, location, words);
-        }
-        held
-    }
-
-    /// Writes down that a block was handed out, and tells observers.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn note_grant(
-        &self,
-        mut inside: FastGuard<'_, Inside<B>>,
-        grant: &Grant,
-        requested: Bytes,
-        location: &'static Location<'static>,
-        words: (Tag, OwnerId),
-    ) {
-        let heard = inside.note_alloc(grant, requested, location, words);
-        let stream = inside.arena.id;
-        drop(inside);
-        if let Some(entry) = heard {
-            self.tell(&[(stream, entry)]);
-        }
     }
 
     /// Gives back what became free in released private pools while others were served; returns
@@ -486,51 +449,6 @@ impl<B: Backend> Shared<B> {
 
     pub(super) fn set_limit(&self, limit: Option<Bytes>) {
         self.change_limits(|limits| limits.limit = limit);
-    }
-
-    #[cold]
-    pub(super) fn failure(&self, failure: Failure, want: &Want) -> AllocError {
-        match failure {
-            Failure::OutOfMemory => self.out_of_memory(want, OomCause::NoRoom),
-            Failure::Rejected => self.out_of_memory(want, OomCause::Rejected),
-            Failure::Capture => self.out_of_memory(want, OomCause::Capture),
-            Failure::Paused => self.out_of_memory(want, OomCause::Paused),
-            Failure::Lost => {
-                let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                AllocError::DeviceLost(lost.unwrap_or_else(|| Lost::new("no reason was given")))
-            }
-        }
-    }
-
-    #[cold]
-    pub(super) fn out_of_memory(&self, want: &Want, cause: OomCause) -> AllocError {
-        let device_free = self.backend.free_bytes();
-        let name_of = |tag| self.tags.name(tag);
-        let report = self.world(|world| {
-            let allocated = world.total(Gauge::AllocatedBytes);
-            let active = world.total(Gauge::ActiveBytes);
-            let mut holders = holders::collect(world, &name_of);
-            holders.truncate(5);
-            OomReport {
-                cause,
-                requested: want.requested,
-                location: want.location,
-                tag: name_of(want.tag),
-                limit: world.global.limit,
-                device_total: self.device.total,
-                device_free,
-                allocated,
-                pending: active - allocated,
-                reserved: world.total(Gauge::ReservedBytes),
-                releasable: world.releasable(),
-                largest_free: world.largest_free(want.owner, want.group),
-                holders,
-                could_expand: self.device.virtual_memory && !self.config.expandable_segments,
-            }
-        });
-        self.note_oom(want.requested, device_free);
-        log::warn!("aquifer: {report}");
-        AllocError::OutOfMemory(Box::new(report))
     }
 }
 

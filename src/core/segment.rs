@@ -86,8 +86,9 @@ impl<M> Segment<M> {
         self.page != 0
     }
 
-    /// Where the first byte is, for people: its device address, or, where there are none, a stand-in
-    /// that is no other segment's (64 GiB apart, within 53 bits for the first 131,071 segments).
+    /// Where the first byte is, for people: its device address, or, where there are none, a
+    /// stand-in that is no other segment's (64 GiB apart, within 53 bits for the first 131,071
+    /// segments).
     pub(crate) fn place(&self) -> u64 {
         if self.base != 0 { self.base } else { self.number << 36 }
     }

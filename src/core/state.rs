@@ -18,8 +18,7 @@
 //! - W1: `reserved` = Σ mapped bytes of all segments + bytes of growth and release in flight.
 //! - W2: `reserved ≤ limit` after every growth (a limit that is lowered later binds from the next
 //!   one).
-//! - W3: requested ≤ allocated ≤ active ≤ reserved + away, in bytes, in every arena; away is the
-//!   memory of paused pools (see `pause`).
+//! - W3: requested ≤ allocated ≤ active ≤ reserved + away (see `pause`), in bytes, in every arena.
 
 use std::collections::VecDeque;
 
@@ -325,8 +324,8 @@ impl<M, E: Clone> World<'_, M, E> {
             tick: 0,
             state: State::Unmapped,
         }));
-        let idle = Idle::NEW;
-        let (mapped, busy, holes, chunks) = (0, 0, Vec::new(), Chunks::default());
+        let (idle, mapped, busy) = (Idle::NEW, 0, 0);
+        let (holes, chunks) = (Vec::new(), Chunks::default());
         arena.segments.insert(Segment {
             number,
             pool,
@@ -338,8 +337,8 @@ impl<M, E: Clone> World<'_, M, E> {
             base,
             idle,
             holes,
-            chunks,
             presence: Presence::Here,
+            chunks,
             memory,
         });
         id

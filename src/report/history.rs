@@ -8,8 +8,8 @@
 //! ```
 //!
 //! An entry is numbers and pointers; files, tags and names are looked up when somebody looks. So an
-//! event costs some tens of nanoseconds and allocates nothing, and nothing at all while recording is
-//! off.
+//! event costs some tens of nanoseconds and allocates nothing, and nothing at all while recording
+//! is off.
 
 use std::fmt;
 use std::panic::Location;
