@@ -119,7 +119,9 @@ fn tuning_the_default_pool() {
         let fake = fresh();
         fake.fail_at(nth, code::INVALID_VALUE);
         let told = aquifer::tune_default_pool(0).expect_err("the call was refused");
-        assert!(matches!(told, CudaUnavailable::Driver { code, .. } if code.0 == code::INVALID_VALUE));
+        assert!(
+            matches!(told, CudaUnavailable::Driver { code, .. } if code.0 == code::INVALID_VALUE)
+        );
         fake.assert_no_leaks();
         aquifer::tune_default_pool(0).expect("the driver works again");
     }
