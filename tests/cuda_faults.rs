@@ -52,7 +52,13 @@ struct Setup {
     config: Config,
     /// Whether work goes on until it is waited for.
     asynchronous: bool,
+    /// Whether the calls fail too that enter and leave the context: half of all, and the same for
+    /// memory of every source.
+    entries: bool,
 }
+
+/// The call that every entry makes, and makes again when it ends.
+const ENTRY: &str = "cuThreadExchangeStreamCaptureMode";
 
 const MIB: u64 = 1 << 20;
 const CAPACITY: u64 = 128 * MIB;
@@ -61,17 +67,17 @@ impl Setup {
     fn new(source: CudaSource) -> Self {
         let options = CudaOptions { source: Some(source), ..CudaOptions::default() };
         let config = CudaAllocator::recommended_config(source);
-        Self { name: "", options, config, asynchronous: false }
+        Self { name: "", options, config, asynchronous: false, entries: false }
     }
 
     /// Ranges of addresses and chunks.
     fn pages() -> Self {
-        Self::new(CudaSource::Virtual)
+        Self { entries: true, ..Self::new(CudaSource::Virtual) }
     }
 
     /// Segments of one chunk each.
     fn whole_pages() -> Self {
-        Self { config: Config::default(), ..Self::pages() }
+        Self { config: Config::default(), ..Self::new(CudaSource::Virtual) }
     }
 
     fn pool() -> Self {
@@ -93,7 +99,9 @@ impl Setup {
 
     fn fake(&self) -> Fake {
         let asynchronous = self.asynchronous;
-        Fake::fresh(Options { capacity: CAPACITY, asynchronous, ..Options::default() })
+        let fake = Fake::fresh(Options { capacity: CAPACITY, asynchronous, ..Options::default() });
+        fake.count_call(ENTRY, self.entries);
+        fake
     }
 }
 

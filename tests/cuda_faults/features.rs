@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use aquifer::backend::Cuda;
-use aquifer::surface::cuda::Contents;
+use aquifer::backend::cuda::Code;
+use aquifer::surface::cuda::{Contents, CudaError};
 use aquifer::{CudaBuffer, OnStream, PoolOptions, PrivatePool};
 use cudarc::driver::{CudaGraph, CudaStream, sys};
 
-use crate::MIB;
+use crate::cuda::code;
 use crate::scenarios::KIB;
 use crate::stage::{Held, Stage};
+use crate::{MIB, Setup};
 
 const GLOBAL: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
 const RELAXED: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -154,7 +156,7 @@ pub(crate) fn pauses(stage: &Stage<'_>) -> Held {
     let pool = stage.memory.pausable(tag);
     let Some(on) = stage.on(1) else { return Held::new() };
     let mut weights = Vec::new();
-    for len in [100, 300_000, 900_000] {
+    for len in [100, 60_000, 250_000] {
         // SAFETY: the values are written below, and read only if that was done.
         let Some(mut buffer) = stage.insist(|| unsafe { on.alloc_tagged::<u32>(len, tag) }) else {
             return Held::new();
@@ -169,7 +171,9 @@ pub(crate) fn pauses(stage: &Stage<'_>) -> Held {
         if paused.is_none() && stage.is_lossy() {
             break;
         }
-        assert!(pool.is_paused() && pool.paused_bytes() > 0);
+        // What was refused a range of addresses lies in one piece, and stays.
+        assert!(pool.is_paused() && Some(pool.paused_bytes()) == paused);
+        assert!(stage.is_disturbed() || pool.paused_bytes() > 0, "it leaves the device");
         let mut held = Held::new();
         stage.attempt(0, 60 * MIB, &mut held);
         held.clear();
@@ -178,6 +182,8 @@ pub(crate) fn pauses(stage: &Stage<'_>) -> Held {
             break;
         }
         assert!(!pool.is_paused(), "asked again it is resumed");
+        // What never left may still be on its way there.
+        stage.complete(1);
         if contents == Contents::Keep && resumed.is_some() {
             for (buffer, values) in &weights {
                 let at = buffer.address() + 4 * (buffer.allocation().size() / 4 - 100);
@@ -193,6 +199,32 @@ pub(crate) fn pauses(stage: &Stage<'_>) -> Held {
     stage.memory.forget_pausable(tag);
     stage.verify();
     Held::new()
+}
+
+#[test]
+fn contents_that_cannot_be_copied_back_stay_where_they_are() {
+    let fake = Setup::pages().fake();
+    let stage = Stage::new(&fake, &Setup::pages(), None);
+    let tag = stage.memory.tag("weights");
+    let pool = stage.memory.pausable(tag);
+    let on = stage.on(1).expect("undisturbed");
+    // SAFETY: it is written at once.
+    let buffer = unsafe { on.alloc_tagged::<u32>(1000, tag) }.expect("room");
+    fake.write(buffer.address(), &[7; 4000]);
+    let away = stage.memory.pause(tag, Contents::Keep).expect("it is a range");
+    for _ in 0..2 {
+        fake.fail_call("cuMemcpyAsync", 1, code::INVALID_VALUE);
+        fake.fail_call("cuMemcpyAsync", 2, code::INVALID_VALUE);
+        let told = stage.memory.resume(tag).expect_err("the copy was refused twice");
+        assert_eq!(told, CudaError::Driver(Code(code::INVALID_VALUE)));
+        assert!(pool.is_paused() && pool.paused_bytes() == away, "paused as before");
+        assert_eq!(fake.used_bytes(0), stage.memory.memory_reserved());
+        stage.memory.verify();
+    }
+    assert_eq!(stage.memory.resume(tag).expect("the driver works again"), away);
+    assert_eq!(fake.read(buffer.address(), 4000), [7; 4000], "the contents are there");
+    drop((buffer, pool));
+    stage.memory.forget_pausable(tag);
 }
 
 /// Memory is exported, mapped a second time, and let go in the middle of a capture.

@@ -4,7 +4,7 @@ use aquifer::AllocError;
 
 use crate::cuda::{Call, Fake, Live, code};
 use crate::stage::{Fault, Held, Scenario, Stage, thread_state};
-use crate::{MIB, Setup};
+use crate::{ENTRY, MIB, Setup};
 
 const FAULTS: [Fault; 3] =
     [Fault::Refused(code::OUT_OF_MEMORY), Fault::Refused(code::INVALID_VALUE), Fault::Lost];
@@ -48,9 +48,11 @@ struct Script {
 }
 
 /// The numbered calls since the last look.
-fn numbered(fake: &Fake) -> Vec<Call> {
+fn numbered(fake: &Fake, entries: bool) -> Vec<Call> {
     let mut calls = fake.take_log();
-    calls.retain(|call| !NOT_NUMBERED.contains(&call.symbol.as_str()));
+    calls.retain(|Call { symbol, .. }| {
+        !NOT_NUMBERED.contains(&symbol.as_str()) && (entries || symbol != ENTRY)
+    });
     calls
 }
 
@@ -58,15 +60,15 @@ fn rehearse(setup: &Setup, run: Scenario) -> Script {
     let fake = setup.fake();
     let stage = Stage::new(&fake, setup, None);
     let start = fake.fallible_calls();
-    numbered(&fake);
+    numbered(&fake, setup.entries);
     let held = run(&stage);
-    let scenario = numbered(&fake);
+    let scenario = numbered(&fake, setup.entries);
     let failures = stage.failures();
     assert_working(&stage, &held, None);
-    numbered(&fake);
+    numbered(&fake, setup.entries);
     let middle = fake.fallible_calls();
     end(stage, held);
-    let teardown = numbered(&fake);
+    let teardown = numbered(&fake, setup.entries);
     fake.assert_no_leaks();
     let counted = (scenario.len() as u64, teardown.len() as u64);
     assert!(counted.0 > 20 && counted.1 > 3, "{counted:?} calls: nothing to break");
@@ -217,7 +219,7 @@ fn leaks_of_cudarc(call: &Call, ours: u64) -> Live {
 
 /// How many calls open the device: for the tests of opening.
 pub(crate) fn calls_of(fake: &Fake, open: impl FnOnce()) -> Vec<Call> {
-    numbered(fake);
+    numbered(fake, true);
     open();
-    numbered(fake)
+    numbered(fake, true)
 }

@@ -142,6 +142,10 @@ impl<'a> Stage<'a> {
         self.failures.borrow().join("\n")
     }
 
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.fault.is_some()
+    }
+
     pub(crate) fn is_lossy(&self) -> bool {
         self.fault == Some(Fault::Lost)
     }

@@ -29,7 +29,7 @@ use cudarc::driver::{
 
 use super::{CudaAllocator, OnStream};
 use crate::allocator::{Allocation, Stream};
-use crate::backend::Cuda;
+use crate::backend::{Cuda, Lost};
 use crate::units::Bytes;
 
 /// `CU_STREAM_PER_THREAD`, which is another stream on each thread.
@@ -79,11 +79,14 @@ impl<T> CudaBuffer<T> {
     /// stream on (copies, cuBLAS); a *kernel* on another stream needs it, as its arguments do not
     /// know where they go.
     ///
+    /// # Errors
+    /// If the driver does not say which stream it is, as after its loss: nothing is recorded.
+    ///
     /// # Panics
-    /// If the stream is another context's, or the driver does not say which stream it is.
-    pub fn record_on(&self, stream: &Arc<CudaStream>) {
-        let on = self.memory.on(stream).expect("the driver knows a live stream");
-        self.record(on.stream());
+    /// If the stream is another context's.
+    pub fn record_on(&self, stream: &Arc<CudaStream>) -> Result<(), Lost> {
+        self.record(self.memory.on(stream)?.stream());
+        Ok(())
     }
 
     fn record(&self, known: &Stream<Cuda>) {
@@ -93,7 +96,8 @@ impl<T> CudaBuffer<T> {
     }
 
     /// Use on a stream of which there is no `Arc` to keep it: it is the own one, or one that is
-    /// known; another is waited for when the use has been submitted.
+    /// known; another is waited for when the use has been submitted. That wait is cudarc's: where
+    /// it is refused, the context's `check_err` and cudarc's next call say so, and nobody has waited.
     fn note_use<'a>(&self, stream: &'a CudaStream) -> SyncOnDrop<'a> {
         let handle = stream.cu_stream();
         if handle == self.stream.cu_stream() && handle as usize != PER_THREAD {
