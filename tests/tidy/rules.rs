@@ -115,6 +115,7 @@ pub(crate) const RULES: &[(&str, Rule)] = &[
     ("purity", purity),
     ("preamble", preamble),
     ("width", width),
+    ("ptx", ptx),
     ("file-length", file_length),
     ("function-length", function_length),
     ("words", words),
@@ -295,7 +296,7 @@ fn preamble(tree: &Tree) -> Vec<Hit> {
 }
 
 fn width(tree: &Tree) -> Vec<Hit> {
-    let code = [".rs", ".wgsl", ".cu", ".sh", ".py"];
+    let code = [".rs", ".wgsl", ".cu", ".ptx", ".sh", ".py"];
     let of_code = |source: &&Source| {
         code.iter().any(|end| source.path.ends_with(end)) || source.path.starts_with(".ci/")
     };
@@ -307,6 +308,16 @@ fn width(tree: &Tree) -> Vec<Hit> {
                 hits.push(hit(source, line, "", format!("{columns} > {COLUMNS_MAX} columns")));
             }
         }
+    }
+    hits
+}
+
+/// The assembler of NVIDIA refuses anything but ASCII, in comments too.
+fn ptx(tree: &Tree) -> Vec<Hit> {
+    let mut hits = Vec::new();
+    for source in tree.files.iter().filter(|source| source.path.ends_with(".ptx")) {
+        let breach = source.lines.iter().position(|text| !text.is_ascii());
+        hits.extend(breach.map(|line| hit(source, line, "", "PTX is ASCII, comments included")));
     }
     hits
 }
