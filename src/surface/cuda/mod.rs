@@ -179,8 +179,9 @@ pub struct CudaAllocator {
 /// What all handles of one allocator share.
 struct Shared {
     core: Allocator<Cuda>,
-    streams: streams::Known,
     pinned: OnceLock<Allocator<CudaPinned>>,
+    /// Dropped last: the allocators may still wait for a stream when they go.
+    streams: streams::Known,
 }
 
 impl CudaAllocator {
