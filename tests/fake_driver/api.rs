@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 
-use crate::cuda::Library;
+use crate::cuda::{Fake, Library};
 
 /// Functions that look their symbol up at the first call.
 macro_rules! api {
@@ -72,6 +72,7 @@ api! {
     cuDeviceGet(device: *mut i32, ordinal: i32);
     cuDeviceGetName(name: *mut u8, len: i32, device: i32);
     cuDeviceGetUuid_v2(uuid: *mut u8, device: i32);
+    cuDeviceGetUuid(uuid: *mut u8, device: i32);
     cuDeviceTotalMem_v2(bytes: *mut usize, device: i32);
     cuDeviceGetAttribute(value: *mut i32, attribute: i32, device: i32);
     cuDevicePrimaryCtxRetain(context: *mut u64, device: i32);
@@ -81,6 +82,7 @@ api! {
     cuCtxPushCurrent_v2(context: u64);
     cuCtxPopCurrent_v2(context: *mut u64);
     cuCtxGetDevice(device: *mut i32);
+    cuCtxSetFlags(flags: u32);
     cuCtxSynchronize();
     cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     cuMemAlloc_v2(pointer: *mut u64, size: usize);
@@ -110,10 +112,25 @@ api! {
     cuStreamGetCtx(stream: u64, context: *mut u64);
     cuStreamGetFlags(stream: u64, flags: *mut u32);
     cuStreamIsCapturing(stream: u64, status: *mut u32);
+    cuStreamGetCaptureInfo_v2(
+        stream: u64,
+        status: *mut u32,
+        id: *mut u64,
+        graph: *mut u64,
+        dependencies: *mut u64,
+        count: *mut usize
+    );
     cuStreamBeginCapture_v2(stream: u64, mode: u32);
     cuStreamEndCapture(stream: u64, graph: *mut u64);
     cuThreadExchangeStreamCaptureMode(mode: *mut u32);
     cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, flags: u64);
+    cuGraphInstantiate_v2(
+        executable: *mut u64,
+        graph: u64,
+        node: *mut u64,
+        log: *mut u8,
+        log_size: usize
+    );
     cuGraphUpload(executable: u64, stream: u64);
     cuGraphLaunch(executable: u64, stream: u64);
     cuGraphDestroy(graph: u64);
@@ -132,6 +149,7 @@ api! {
     cuMemAllocFromPoolAsync(pointer: *mut u64, size: usize, pool: u64, stream: u64);
     cuMemFreeAsync(pointer: u64, stream: u64);
     cuMemPoolCreate(pool: *mut u64, properties: *const PoolProperties);
+    cuMemPoolSetAccess(pool: u64, wanted: *const Access, count: usize);
     cuMemPoolDestroy(pool: u64);
     cuMemPoolTrimTo(pool: u64, keep: usize);
     cuMemPoolGetAttribute(pool: u64, attribute: u32, value: *mut c_void);
@@ -149,7 +167,21 @@ api! {
     cuMemExportToShareableHandle(file: *mut i32, handle: u64, handle_type: u32, flags: u64);
     cuMemImportFromShareableHandle(handle: *mut u64, file: u64, handle_type: u32);
     cuModuleLoadData(module: *mut u64, image: *const u8);
+    cuModuleLoadDataEx(
+        module: *mut u64,
+        image: *const u8,
+        count: u32,
+        options: *mut u32,
+        values: *mut u64
+    );
     cuModuleUnload(module: u64);
+    cuFuncGetAttribute(value: *mut i32, attribute: u32, function: u64);
+    cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        blocks: *mut i32,
+        function: u64,
+        block_size: i32,
+        shared: usize
+    );
     cuModuleGetFunction(function: *mut u64, module: u64, name: *const c_char);
     cuLaunchKernel(
         function: u64,
@@ -198,4 +230,19 @@ pub(crate) fn stream() -> u64 {
 #[track_caller]
 pub(crate) fn event() -> u64 {
     made(|event| cuEventCreate(event, 2))
+}
+
+/// Asserts that the fake has noted exactly one misuse, which says this.
+#[track_caller]
+pub(crate) fn noted(fake: &Fake, about: &str) {
+    let violations = fake.take_violations();
+    assert_eq!(violations.len(), 1, "{about}: {violations:?}");
+    assert!(violations[0].contains(about), "{violations:?} says nothing about {about:?}");
+}
+
+/// Asserts that a call was a misuse: the code that it got, and what the fake noted.
+#[track_caller]
+pub(crate) fn misuse(fake: &Fake, wanted: i32, got: i32, about: &str) {
+    assert_eq!(got, wanted, "{about}");
+    noted(fake, about);
 }

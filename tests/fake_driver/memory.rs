@@ -10,7 +10,7 @@ use crate::cuda::{Fake, MIB, Options, code};
 fn a_program_goes_through() {
     let fake = Fake::fresh(Options::default());
     let context = context(0);
-    let device: i32 = made(|device| cuCtxGetDevice(device));
+    let device: i32 = made(cuCtxGetDevice);
     assert_eq!(device, 0);
     let pointer = memory(1000);
     assert_eq!(pointer % 512, 0);
@@ -47,8 +47,8 @@ fn devices_are_what_the_options_say() {
     };
     let fake = Fake::fresh(options);
     context(2);
-    let count: i32 = made(|count| cuDeviceGetCount(count));
-    let version: i32 = made(|version| cuDriverGetVersion(version));
+    let count: i32 = made(cuDeviceGetCount);
+    let version: i32 = made(cuDriverGetVersion);
     let total: usize = made(|bytes| cuDeviceTotalMem_v2(bytes, 1));
     assert_eq!((count, version, total), (3, 12020, 16 << 20));
     let attribute = |attribute| made(|value| cuDeviceGetAttribute(value, attribute, 0));
@@ -61,8 +61,15 @@ fn devices_are_what_the_options_say() {
     let mut free = 0;
     let total: usize = made(|total| cuMemGetInfo_v2(&mut free, total));
     assert_eq!((free, total), (8 << 20, 16 << 20));
+    let mut name = [1; 6];
+    assert_eq!(cuDeviceGetName(name.as_mut_ptr(), 6, 0), 0);
+    assert_eq!(&name, b"Fake \0");
+    let device: i32 = made(|device| cuDeviceGet(device, 1));
+    assert_eq!((device, cuCtxSetFlags(0)), (1, 0));
+    let uuid_v1 = |device| made(|uuid: *mut [u8; 16]| cuDeviceGetUuid(uuid.cast(), device));
     let uuid = |device| made(|uuid: *mut [u8; 16]| cuDeviceGetUuid_v2(uuid.cast(), device));
     assert_ne!(uuid(0), uuid(1));
+    assert_eq!(uuid(1), uuid_v1(1));
 }
 
 #[test]
@@ -126,7 +133,7 @@ fn contexts_belong_to_threads() {
     let first = context(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let current: u64 = made(|context| cuCtxGetCurrent(context));
+            let current: u64 = made(cuCtxGetCurrent);
             assert_eq!(current, 0);
             assert_eq!(cuMemAlloc_v2(&mut 0, 512), code::INVALID_CONTEXT);
         });
@@ -134,9 +141,9 @@ fn contexts_belong_to_threads() {
     assert_eq!(fake.take_violations().len(), 1);
     let second: u64 = made(|context| cuDevicePrimaryCtxRetain(context, 1));
     assert_eq!(cuCtxPushCurrent_v2(second), 0);
-    let device: i32 = made(|device| cuCtxGetDevice(device));
-    let popped: u64 = made(|context| cuCtxPopCurrent_v2(context));
-    let current: u64 = made(|context| cuCtxGetCurrent(context));
+    let device: i32 = made(cuCtxGetDevice);
+    let popped: u64 = made(cuCtxPopCurrent_v2);
+    let current: u64 = made(cuCtxGetCurrent);
     assert_eq!((device, popped, current), (1, second, first));
     assert_eq!(cuDevicePrimaryCtxRelease_v2(1), 0);
     assert_eq!(cuCtxSetCurrent(second), code::INVALID_CONTEXT);
@@ -147,17 +154,11 @@ fn contexts_belong_to_threads() {
 #[test]
 fn misuses_of_memory_are_noted() {
     let fake = Fake::fresh(Options { devices: 2, ..Options::default() });
-    let misuse = |wanted: i32, got: i32, about: &str| {
-        assert_eq!(got, wanted, "{about}");
-        let violations = fake.take_violations();
-        assert_eq!(violations.len(), 1, "{about}: {violations:?}");
-        assert!(violations[0].contains(about), "{violations:?} says nothing about {about:?}");
-    };
-    misuse(code::NOT_INITIALIZED, cuDeviceGetCount(&mut 0), "before cuInit");
+    misuse(&fake, code::NOT_INITIALIZED, cuDeviceGetCount(&mut 0), "before cuInit");
     assert_eq!(cuInit(0), 0);
-    misuse(code::INVALID_CONTEXT, cuMemAlloc_v2(&mut 0, 8), "no current context");
-    misuse(code::INVALID_CONTEXT, cuDevicePrimaryCtxRelease_v2(0), "more often");
-    misuse(code::INVALID_CONTEXT, cuCtxPopCurrent_v2(null_mut()), "no context to pop");
+    misuse(&fake, code::INVALID_CONTEXT, cuMemAlloc_v2(&mut 0, 8), "no current context");
+    misuse(&fake, code::INVALID_CONTEXT, cuDevicePrimaryCtxRelease_v2(0), "more often");
+    misuse(&fake, code::INVALID_CONTEXT, cuCtxPopCurrent_v2(null_mut()), "no context to pop");
     context(1);
     let foreign = memory(64);
     context(0);
@@ -165,21 +166,21 @@ fn misuses_of_memory_are_noted() {
     let bytes = [0u8; 80];
     let source = bytes.as_ptr() as u64;
     let invalid = code::INVALID_VALUE;
-    misuse(invalid, cuMemAlloc_v2(&mut 0, 0), "no bytes");
-    misuse(invalid, cuMemFree_v2(0), "no memory");
-    misuse(invalid, cuMemFree_v2(own + 8), "inside");
-    misuse(invalid, cuMemFree_v2(host), "pinned host memory");
-    misuse(invalid, cuMemFree_v2(foreign), "another device");
-    misuse(invalid, cuMemFreeHost(own), "no pinned memory");
-    misuse(invalid, cuMemcpyHtoD_v2(own, source, 65), "out of bounds");
-    misuse(invalid, cuMemcpyHtoD_v2(foreign, source, 8), "another device");
-    misuse(invalid, cuMemcpyHtoD_v2(own, foreign, 8), "given as memory of the host");
-    misuse(invalid, cuMemsetD32Async(own + 2, 0, 1, 0), "not aligned");
-    misuse(invalid, cuMemsetD8_v2(own + 60, 0, 5), "out of bounds");
-    misuse(invalid, cuMemHostGetDevicePointer_v2(&mut 0, own, 0), "not pinned");
+    misuse(&fake, invalid, cuMemAlloc_v2(&mut 0, 0), "no bytes");
+    misuse(&fake, invalid, cuMemFree_v2(0), "no memory");
+    misuse(&fake, invalid, cuMemFree_v2(own + 8), "inside");
+    misuse(&fake, invalid, cuMemFree_v2(host), "pinned host memory");
+    misuse(&fake, invalid, cuMemFree_v2(foreign), "another device");
+    misuse(&fake, invalid, cuMemFreeHost(own), "no pinned memory");
+    misuse(&fake, invalid, cuMemcpyHtoD_v2(own, source, 65), "out of bounds");
+    misuse(&fake, invalid, cuMemcpyHtoD_v2(foreign, source, 8), "another device");
+    misuse(&fake, invalid, cuMemcpyHtoD_v2(own, foreign, 8), "given as memory of the host");
+    misuse(&fake, invalid, cuMemsetD32Async(own + 2, 0, 1, 0), "not aligned");
+    misuse(&fake, invalid, cuMemsetD8_v2(own + 60, 0, 5), "out of bounds");
+    misuse(&fake, invalid, cuMemHostGetDevicePointer_v2(&mut 0, own, 0), "not pinned");
     assert_eq!(cuMemFree_v2(own), 0);
-    misuse(invalid, cuMemFree_v2(own), "no memory");
-    misuse(invalid, cuMemcpyDtoD_v2(own, host, 8), "no memory");
+    misuse(&fake, invalid, cuMemFree_v2(own), "no memory");
+    misuse(&fake, invalid, cuMemcpyDtoD_v2(own, host, 8), "no memory");
 }
 
 #[test]

@@ -1,32 +1,24 @@
 //! The test's side of the fake CUDA driver in `tests/fake_cuda`: loading it, and driving it.
 //!
-//! ```text
-//!   test executable  target/debug/deps/name-…
-//!        │ beside it
-//!        ▼
-//!   libfake_cuda.so ── dlopen by absolute path, once per process, never closed
-//!        │ SONAME libcuda.so
-//!        ▼
-//!   dlopen("libcuda.so") by anybody afterwards: this one
-//! ```
-//!
 //! A [`Fake`] is the whole driver: there is one at a time in a process, and making it is a reset.
 //! Dropping it fails the test if the driver was misused and nobody has taken note of it.
 //!
 //! Cargo builds the library with every `cargo test`, as a dependency that nothing links.
 
 // Each test needs only some of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
+#[path = "cuda/library.rs"]
+mod library;
 #[path = "../fake_cuda/src/options.rs"]
 mod options;
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+#[allow(unused_imports)]
+pub(crate) use library::{Library, library_path};
 #[allow(unused_imports)]
 pub(crate) use options::{Lines, MIB, Number, Options};
 
@@ -140,81 +132,6 @@ control! {
     lines: fn(u32, Sink, *mut c_void) -> (),
 }
 
-/// The loaded library; it stays until the process ends.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Library {
-    handle: *mut c_void,
-}
-
-// SAFETY: a handle of the loader may be used by all threads, and this one is never closed.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
-
-impl Library {
-    /// Loads the library, once per process.
-    ///
-    /// # Panics
-    /// If it was not built, or if another `libcuda` is loaded already.
-    pub(crate) fn load() -> Self {
-        static LIBRARY: OnceLock<Library> = OnceLock::new();
-        *LIBRARY.get_or_init(|| {
-            let maps = fs::read_to_string("/proc/self/maps").expect("the list of mappings");
-            let stranger = maps.lines().find(|line| line.contains("libcuda.so"));
-            assert!(
-                stranger.is_none(),
-                "another CUDA driver is loaded: {}",
-                stranger.unwrap_or("")
-            );
-            let path = library_path();
-            let name = CString::new(path.as_os_str().as_bytes()).expect("a path without zeros");
-            let library = open(&name, libc::RTLD_NOW | libc::RTLD_GLOBAL);
-            assert!(!library.is_null(), "{} cannot be loaded: {}", path.display(), loader_error());
-            let by_name = open(c"libcuda.so", libc::RTLD_NOW | libc::RTLD_NOLOAD);
-            assert_eq!(by_name, library, "libcuda.so is not {}", path.display());
-            Library { handle: library }
-        })
-    }
-
-    /// The address of an exported function.
-    ///
-    /// # Panics
-    /// If there is none of this name.
-    pub(crate) fn symbol(self, name: &str) -> *mut c_void {
-        let text = CString::new(name).expect("a name without zeros");
-        // SAFETY: the handle is open, the name ends with a zero.
-        let address = unsafe { libc::dlsym(self.handle, text.as_ptr()) };
-        assert!(!address.is_null(), "the fake has no {name}: {}", loader_error());
-        address
-    }
-}
-
-fn open(name: &CStr, flags: i32) -> *mut c_void {
-    // SAFETY: the name ends with a zero; the library does nothing when it is loaded.
-    unsafe { libc::dlopen(name.as_ptr(), flags) }
-}
-
-fn loader_error() -> String {
-    // SAFETY: the text is valid until the next call of the loader in this thread.
-    let text = unsafe { libc::dlerror() };
-    if text.is_null() {
-        return "no reason given".into();
-    }
-    // SAFETY: not null, so it is a text that ends with a zero.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
-
-/// The library lies beside the test executable, or in the directory above it.
-pub(crate) fn library_path() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of the test");
-    let file = "libfake_cuda.so";
-    let dirs = test.ancestors().skip(1).take(2);
-    let mut paths = dirs.flat_map(|dir| [dir.join(file), dir.join("deps").join(file)]);
-    paths.find(|path| path.is_file()).unwrap_or_else(|| {
-        panic!("{file} is not beside {}: `cargo test` builds it", test.display())
-    })
-}
-
 /// The fake driver, reset. Tests that hold one run one at a time.
 #[derive(Debug)]
 pub(crate) struct Fake {
@@ -225,6 +142,7 @@ pub(crate) struct Fake {
 
 impl Fake {
     /// A driver that nobody has used: all memory of an earlier test is gone, all handles invalid.
+    /// Waits until the `Fake` of another thread is dropped; a second one in one thread never comes.
     pub(crate) fn fresh(options: Options) -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         static CONTROL: OnceLock<Control> = OnceLock::new();

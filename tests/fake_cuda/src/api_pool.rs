@@ -37,7 +37,7 @@ impl Driver {
             return Err(self.no_memory_nodes(capture));
         }
         let device = self.device;
-        let block = self.to_free(device, pointer)?;
+        let block = self.freeable(device, pointer)?;
         if let Some(block) = self.memory.blocks.get_mut(&pointer) {
             block.is_freeing = true;
         }

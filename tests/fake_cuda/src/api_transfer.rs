@@ -81,7 +81,7 @@ impl Driver {
     /// Everything that a synchronisation with a stream waits for.
     pub(crate) fn finish_stream(&mut self, id: u64) -> Answer {
         let goals = self.timeline.goals(id);
-        goals.into_iter().fold(Ok(()), |outcome, (id, until)| outcome.and(self.finish(id, until)))
+        self.finish_all(goals)
     }
 
     /// A copy that is over when it returns.

@@ -166,6 +166,15 @@ control! {
     }
 }
 
+/// The path of the empty library through which the driver is `libcuda.so.1` too.
+///
+/// # Safety
+/// None needed: a constant that ends with a zero.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fakecuda_second_name() -> *const u8 {
+    concat!(env!("OUT_DIR"), "/libcuda.so.1\0").as_ptr()
+}
+
 /// Hands out lines, one after the other, without the lock.
 ///
 /// # Safety

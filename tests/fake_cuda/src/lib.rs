@@ -1,7 +1,8 @@
 //! A CUDA driver without a GPU: the driver API over host memory, for tests.
 //!
 //! Built as a shared library whose SONAME is `libcuda.so`: once a test has loaded it by its path,
-//! everybody who asks the loader for `libcuda.so` gets it. Memory is real, work is really done, and
+//! everybody who asks the loader for `libcuda.so` gets it. `build.rs` makes it answer to
+//! `libcuda.so.1` as well. Memory is real, work is really done, and
 //! a chunk that is mapped twice really is the same memory twice.
 //!
 //! ```text

@@ -131,7 +131,7 @@ impl State {
     }
 
     /// The device memory block that starts at `start` and belongs to `device`, to be freed.
-    pub(crate) fn to_free(&mut self, device: usize, start: u64) -> Answer<Block> {
+    pub(crate) fn freeable(&mut self, device: usize, start: u64) -> Answer<Block> {
         let Some(block) = self.memory.blocks.get(&start).copied() else {
             let inside = self.memory.find(start).is_some();
             let what = if inside { "an address inside of memory" } else { "no memory" };
@@ -172,7 +172,7 @@ impl Driver {
     /// `cuMemFree`: waits for the device if the memory is plain, and only for that.
     pub(crate) fn free(&mut self, start: u64) -> Answer {
         let device = self.device;
-        let block = self.to_free(device, start)?;
+        let block = self.freeable(device, start)?;
         if block.kind == Kind::Plain {
             self.implicit_syncs += 1;
             self.finish_device(device)?;

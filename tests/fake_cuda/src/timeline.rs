@@ -314,7 +314,16 @@ impl Driver {
         let of_device = |(_, stream): &(&u64, &Stream)| stream.device == device;
         let streams = self.timeline.streams.iter().filter(of_device);
         let goals: Vec<_> = streams.map(|(id, stream)| (*id, stream.issued)).collect();
-        goals.into_iter().fold(Ok(()), |outcome, (id, until)| outcome.and(self.finish(id, until)))
+        self.finish_all(goals)
+    }
+
+    /// All of them, even if one ends badly; then the first error.
+    pub(crate) fn finish_all(&mut self, goals: Vec<(u64, u64)>) -> Answer {
+        let mut outcome = Ok(());
+        for (id, until) in goals {
+            outcome = outcome.and(self.finish(id, until));
+        }
+        outcome
     }
 
     /// Up to `count` operations of a stream, as far as nothing blocks it: how many they were.

@@ -17,6 +17,7 @@
 //! an error.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::abi::{Access, Answer, ChunkProperties, Code};
 use crate::abi::{HANDLE_POSIX, LOCATION_DEVICE, TYPE_PINNED};
@@ -140,11 +141,13 @@ impl Space {
 
     /// A place of so many bytes in the file of the device.
     fn take_offset(&mut self, device: usize, len: u64) -> Option<u64> {
-        if !self.files.contains_key(&device) {
-            let file = os::memory_file()?;
-            self.files.insert(device, SparseFile { file, end: 0, free: BTreeMap::new() });
-        }
-        let sparse = self.files.get_mut(&device)?;
+        let sparse = match self.files.entry(device) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let file = os::memory_file()?;
+                entry.insert(SparseFile { file, end: 0, free: BTreeMap::new() })
+            }
+        };
         let hole = sparse.free.iter().find(|(_, room)| **room >= len);
         if let Some((&offset, &room)) = hole {
             sparse.free.remove(&offset);
