@@ -1,20 +1,11 @@
 //! The program's main job, from outside: `aquifer demo` tells where memory is, who holds it, and
 //! gives it back, and what it says adds up. On memory of this machine; `demo/gpu.rs` and
-//! `demo/cuda.rs` have the GPU.
+//! `cuda_demo.rs` have the GPU.
 #![cfg(feature = "cli")]
 
-#[cfg(all(feature = "cuda", target_os = "linux"))]
-#[path = "support/cuda.rs"]
-mod cuda;
-#[cfg(all(feature = "cuda", target_os = "linux"))]
-#[path = "support/driver.rs"]
-mod driver;
 #[cfg(feature = "wgpu")]
 #[path = "support/gpu.rs"]
 mod gpu;
-#[cfg(all(feature = "cuda", target_os = "linux"))]
-#[path = "demo/cuda.rs"]
-mod on_cuda;
 #[cfg(feature = "wgpu")]
 #[path = "demo/gpu.rs"]
 mod on_gpu;

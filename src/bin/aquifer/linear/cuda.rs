@@ -9,9 +9,6 @@
 //! next step has the same bytes, long before the GPU is done with this one. Nothing waits: losses
 //! come back by copies to pinned memory that are read when somebody wants them.
 
-#[cfg(all(test, target_os = "linux"))]
-mod tests;
-
 use aquifer::backend::HostVisible;
 
 use super::launch::{AdamStep, Download, Extent, Kernels, Tensor};

@@ -1,7 +1,13 @@
-//! The demo on a CUDA device: its figures, what it holds by mistake, and which backend it chooses.
+//! `aquifer demo` on a CUDA device: its figures, what it holds by mistake, and which backend it chooses.
 //!
 //! The program finds the fake driver in a folder of its own; with `AQUIFER_CUDA=real` the one of the
 //! machine.
+#![cfg(all(feature = "cli", feature = "cuda", target_os = "linux"))]
+
+#[path = "support/cuda.rs"]
+mod cuda;
+#[path = "support/driver.rs"]
+mod driver;
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -10,9 +16,11 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use super::cuda::library_path;
-use super::driver::is_real;
-use super::{MODEL_BYTES, demo, json, number};
+use cuda::library_path;
+use driver::is_real;
+
+/// Weights, bias, and Adam's two moments of each.
+const MODEL_BYTES: u64 = 3 * 1_001_000 * 4;
 
 /// Few and small steps: the reference is not optimised.
 const SMALL: [&str; 6] = ["--steps", "3", "--batch", "8", "--format", "json"];
@@ -28,6 +36,13 @@ fn folder() -> &'static PathBuf {
         symlink(library_path(), link).expect("a link");
         folder
     })
+}
+
+/// The demo where CUDA finds no device, whether there is one or not.
+fn demo(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+    command.env("CUDA_VISIBLE_DEVICES", "-1");
+    command.arg("demo").args(args).output().expect("the program runs")
 }
 
 fn demo_on_cuda(args: &[&str]) -> Output {
@@ -55,6 +70,13 @@ fn object(output: &Output) -> Value {
 #[track_caller]
 fn json_on_cuda(args: &[&str]) -> Value {
     object(&demo_on_cuda(&[&["--backend", "cuda"], &SMALL[..], args].concat()))
+}
+
+/// The number at a path of keys with dots between them.
+fn number(value: &Value, path: &str) -> u64 {
+    let found = path.split('.').try_fold(value, |value, key| value.get(key));
+    let number = found.and_then(Value::as_u64);
+    number.unwrap_or_else(|| panic!("no number at {path} in {value}"))
 }
 
 #[test]
@@ -87,7 +109,8 @@ fn what_was_deleted_is_given_back() {
 
 #[test]
 fn the_seed_means_the_same_as_on_the_host() {
-    let (cuda, host) = (json_on_cuda(&["--seed", "5"]), json(&["--seed", "5"]));
+    let host = object(&demo(&[&["--backend", "host", "--seed", "5"], &SMALL[..]].concat()));
+    let cuda = json_on_cuda(&["--seed", "5"]);
     for key in ["loss_first", "loss_last"] {
         let (cuda, host) = (cuda[key].as_f64(), host[key].as_f64());
         let off = cuda.zip(host).map(|(cuda, host)| (cuda - host).abs());
@@ -143,7 +166,7 @@ fn without_a_device_asking_for_it_fails() {
     assert!(output.stdout.is_empty());
 }
 
-/// With wgpu in the build, `gpu.rs` looks at what the default is then.
+/// With wgpu in the build, `demo/gpu.rs` looks at what the default is then.
 #[cfg(not(feature = "wgpu"))]
 #[test]
 fn without_a_device_the_default_is_the_host_and_says_why() {
