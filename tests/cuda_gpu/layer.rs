@@ -1,17 +1,13 @@
 //! A CUDA device against the CPU, step by step, and what a step costs the allocator.
 
-#[allow(unsafe_code)] // The driver is called by address.
-#[path = "../../../../../tests/support/cuda.rs"]
-mod cuda;
-#[path = "../../../../../tests/support/driver.rs"]
-mod driver;
-
-use super::super::Random;
-use super::super::host::{Adam, Batch, Linear, Memory, generate};
-use super::*;
 use aquifer::backend::Host;
 use aquifer::{Allocator, Config, CudaAllocator};
-use driver::Driver;
+
+use crate::driver::Driver;
+use crate::linear::cuda::Training;
+use crate::linear::host::{Adam, Batch, Linear, Memory, generate};
+use crate::linear::launch::{Download, Kernels};
+use crate::linear::{Random, Shape};
 
 /// A layer and its data in memory of the CPU.
 fn start(shape: Shape, batch: usize) -> (Memory<Host>, Vec<Batch<Host>>, Linear<Host>) {

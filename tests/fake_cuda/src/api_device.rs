@@ -4,8 +4,8 @@ use std::ffi::c_char;
 
 use crate::abi::{Answer, Code, Out, texts};
 use crate::entry::Driver;
-use crate::thread;
 use crate::options::Options;
+use crate::thread;
 
 /// The first attribute that no driver knows.
 const ATTRIBUTES_END: i32 = 160;

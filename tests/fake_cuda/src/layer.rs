@@ -82,7 +82,9 @@ impl Layer {
             (start, u64::from(rows).saturating_mul(columns.into()).saturating_mul(4))
         };
         match *self {
-            Self::Matmul { tensors: [left, right, start, product], rows, depth, columns, .. } => {
+            Self::Matmul {
+                tensors: [left, right, start, product], rows, depth, columns, ..
+            } => {
                 let mut ranges = vec![
                     matrix(left, rows, depth),
                     matrix(right, depth, columns),
