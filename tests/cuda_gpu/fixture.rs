@@ -16,9 +16,11 @@ pub(crate) struct Device {
     pub(crate) driver: Driver,
 }
 
-/// One number for the machine's device, another for the fake one.
+/// One number for the machine's device, another for the fake one, and where it is only to be seen
+/// that it works: `AQUIFER_CUDA_SHORT`.
 pub(crate) fn pick<T>(real: T, fake: T) -> T {
-    if is_real() { real } else { fake }
+    let is_short = std::env::var_os("AQUIFER_CUDA_SHORT").is_some();
+    if is_real() && !is_short { real } else { fake }
 }
 
 impl Device {
