@@ -208,6 +208,26 @@ fn captures_that_are_not_sound_end_badly() {
     end_fails(other, code::CAPTURE_UNMATCHED);
     noted(&fake, "another stream");
     end_fails(origin, code::CAPTURE_INVALIDATED);
+    // Ended by another thread.
+    let origin = begin(THREAD_LOCAL);
+    let context: u64 = made(cuCtxGetCurrent);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert_eq!(cuCtxSetCurrent(context), 0);
+            end_fails(origin, code::CAPTURE_WRONG_THREAD);
+        });
+    });
+    noted(&fake, "another thread");
+    end_fails(origin, code::CAPTURE_INVALIDATED);
+    // An event of a capture that is over.
+    let origin = begin(RELAXED);
+    assert_eq!(cuEventRecord(event, origin), 0);
+    assert_ne!(made(|graph| cuStreamEndCapture(origin, graph)), 0u64);
+    misuse(&fake, code::CAPTURED_EVENT, cuStreamWaitEvent(other, event, 0), "that is over");
+    // No modes.
+    misuse(&fake, code::INVALID_VALUE, cuStreamBeginCapture_v2(other, 3), "capture mode");
+    let wrong = cuThreadExchangeStreamCaptureMode(&mut 3);
+    misuse(&fake, code::INVALID_VALUE, wrong, "capture mode");
     // Streams that cannot be captured.
     assert_eq!(cuStreamBeginCapture_v2(0, RELAXED), code::CAPTURE_UNSUPPORTED);
     noted(&fake, "legacy");
@@ -274,6 +294,12 @@ fn kernels_compute_and_are_captured() {
     assert_eq!(launch(check, stream), 0);
     assert_eq!(fake.read(wrong, 8), 100u64.to_le_bytes());
     assert_eq!(fake.read(words + 16, 4), 0u32.to_le_bytes());
+    let none = std::ptr::null_mut();
+    let empty = cuLaunchKernel(check, 1, 0, 1, 32, 1, 1, 0, stream, none, none);
+    misuse(&fake, code::INVALID_VALUE, empty, "a grid or a block");
+    let huge = cuLaunchKernel(check, 1, 1, 1, 2048, 1, 1, 0, stream, none, none);
+    misuse(&fake, code::INVALID_VALUE, huge, "a grid or a block");
+    misuse(&fake, code::INVALID_VALUE, cuModuleLoadData(&mut 0, none.cast()), "no image");
     let most: i32 = made(|value| cuFuncGetAttribute(value, 0, check));
     let blocks: i32 =
         made(|blocks| cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, check, 256, 0));

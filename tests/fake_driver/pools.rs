@@ -115,6 +115,31 @@ fn a_driver_without_pools_says_so() {
 }
 
 #[test]
+fn misuses_of_pools_are_noted() {
+    let fake = Fake::fresh(Options { devices: 2, asynchronous: true, ..Options::default() });
+    context(0);
+    let invalid = code::INVALID_VALUE;
+    let default: u64 = made(|pool| cuDeviceGetDefaultMemPool(pool, 0));
+    misuse(&fake, invalid, cuMemPoolDestroy(default), "default pool");
+    misuse(&fake, invalid, cuDeviceSetMemPool(1, default), "another device");
+    misuse(&fake, invalid, cuMemAllocFromPoolAsync(&mut 0, 8, 77, 0), "no pool");
+    misuse(&fake, invalid, cuMemAllocAsync(&mut 0, 0, 0), "no bytes");
+    let pointer = allocate(8, 0);
+    assert_eq!(cuMemFreeAsync(pointer, 0), 0);
+    misuse(&fake, invalid, cuMemFreeAsync(pointer, 0), "freed already");
+    misuse(&fake, invalid, cuMemFreeAsync(pointer + 1, 0), "inside");
+    let host = PoolProperties {
+        kind: 1,
+        handle_types: 0,
+        location: Location { kind: 2, id: 0 },
+        windows: 0,
+        bytes_max: 0,
+        rest: [0; 56],
+    };
+    misuse(&fake, invalid, cuMemPoolCreate(&mut 0, &host), "no device pool");
+}
+
+#[test]
 fn freeing_under_queued_work_is_noted() {
     let fake = Fake::fresh(Options { asynchronous: true, ..Options::default() });
     let context = context(0);

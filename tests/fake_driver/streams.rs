@@ -251,6 +251,34 @@ fn misuses_of_streams_and_events_are_noted() {
     misuse(&fake, code::INVALID_VALUE, cuEventCreate(&mut 0, 8), "flags");
 }
 
+#[test]
+fn many_threads_work_at_once() {
+    let fake = Fake::fresh(Options { asynchronous: true, ..Options::default() });
+    let context = context(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            scope.spawn(move || {
+                assert_eq!(cuCtxSetCurrent(context), 0);
+                let (own, event) = (stream(), event());
+                for round in 0..500usize {
+                    let pointer = memory(64 + round);
+                    assert_eq!(cuMemsetD8Async(pointer, thread, 64 + round, own), 0);
+                    assert_eq!(cuEventRecord(event, own), 0);
+                    assert_eq!(cuStreamWaitEvent(2, event, 0), 0);
+                    let mut got = 99u8;
+                    let target = (&raw mut got) as u64;
+                    assert_eq!(cuMemcpyDtoHAsync_v2(target, pointer + 63, 1, 2), 0);
+                    assert_eq!((got, cuMemFree_v2(pointer)), (thread, 0));
+                }
+                assert_eq!((cuEventDestroy_v2(event), cuStreamDestroy_v2(own)), (0, 0));
+            });
+        }
+    });
+    assert_eq!(cuDevicePrimaryCtxRelease_v2(0), 0);
+    fake.assert_no_leaks();
+    assert_eq!((fake.used_bytes(0), fake.pending()), (0, 0));
+}
+
 /// Says that it has begun, and returns when it is told to.
 ///
 /// # Safety

@@ -126,6 +126,13 @@ fn misuses_of_ranges_and_chunks_are_noted() {
     assert_eq!(cuMemMap(range + 2 * step, PAGE, 0, second, 0), 0);
     misuse(&fake, invalid, open(range, 3), "without a hole");
     misuse(&fake, invalid, open(range + step, 1), "without a hole");
+    misuse(&fake, invalid, cuMemMap(range + step, PAGE, 0, first, 1), "flags");
+    let location = properties(0).location;
+    misuse(&fake, invalid, cuMemGetAccess(&mut 0, &location, range + step), "nothing is mapped");
+    let write_only = Access { location, flags: 2 };
+    misuse(&fake, invalid, cuMemSetAccess(range, PAGE, &write_only, 1), "flags: 2");
+    let nowhere = Access { location: Location { kind: 0, id: 0 }, flags: 3 };
+    misuse(&fake, invalid, cuMemSetAccess(range, PAGE, &nowhere, 1), "kind: 0");
     misuse(&fake, invalid, cuMemUnmap(range, PAGE / 2), "whole mappings");
     misuse(&fake, invalid, cuMemUnmap(range, 3 * PAGE), "whole mappings");
     misuse(&fake, invalid, cuMemUnmap(range + step, PAGE), "whole mappings");
@@ -144,6 +151,21 @@ fn misuses_of_ranges_and_chunks_are_noted() {
     assert_eq!(cuMemUnmap(range + 2 * step, PAGE), 0);
     assert_eq!(cuMemAddressFree(range, 4 * PAGE), 0);
     misuse(&fake, invalid, cuMemAddressFree(range, 4 * PAGE), "not what was reserved");
+}
+
+#[test]
+fn access_is_that_of_one_device() {
+    let fake = Fake::fresh(Options { devices: 2, ..Options::default() });
+    context(1);
+    let (range, chunk) = (reserve(1), create(1));
+    assert_eq!((fake.used_bytes(0), fake.used_bytes(1)), (2 * MIB, 0));
+    assert_eq!((cuMemMap(range, PAGE, 0, chunk, 0), open(range, 1)), (0, 0));
+    misuse(&fake, code::INVALID_VALUE, cuMemsetD8_v2(range, 1, 1), "without access");
+    let second = Access { location: Location { kind: 1, id: 1 }, flags: 3 };
+    assert_eq!(cuMemSetAccess(range, PAGE, &second, 1), 0);
+    assert_eq!(cuMemsetD8_v2(range, 1, 1), 0);
+    let elsewhere = Access { location: Location { kind: 1, id: 2 }, flags: 3 };
+    assert_eq!(cuMemSetAccess(range, PAGE, &elsewhere, 1), code::INVALID_DEVICE);
 }
 
 #[test]

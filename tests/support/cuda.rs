@@ -149,11 +149,17 @@ impl Fake {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let library = Library::load();
         let control = *CONTROL.get_or_init(|| Control::load(library));
+        let fake = Self { control, library, _alone: alone };
+        fake.reset(options);
+        fake
+    }
+
+    /// The same again, without letting another test in between. Violations are forgotten too.
+    pub(crate) fn reset(&self, options: Options) {
         assert!(options.devices <= 4, "the fake has at most 4 devices");
         // SAFETY: both sides compile the same struct.
-        let is_reset = unsafe { (control.reset)(&options) };
+        let is_reset = unsafe { (self.control.reset)(&options) };
         assert!(is_reset, "the fake cannot be reset");
-        Self { control, library, _alone: alone }
     }
 
     /// The library, for its symbols.

@@ -47,6 +47,7 @@ impl Driver {
         let is = |lines: Lines| which == lines as u32;
         let named = |(name, number): (&str, u64)| (name.to_string(), number);
         if is(Lines::Violations) {
+            self.verify();
             std::mem::take(&mut self.violations).into_iter().map(|text| (text, 0)).collect()
         } else if is(Lines::Log) {
             self.faults.take_log().into_iter().map(named).collect()

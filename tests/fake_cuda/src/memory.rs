@@ -86,6 +86,12 @@ impl Memory {
         }
     }
 
+    /// Bytes of plain memory in the books of a device.
+    pub(crate) fn plain_bytes(&self, device: usize) -> u64 {
+        let is_plain = |block: &&Block| block.kind == Kind::Plain && block.device == device;
+        self.blocks.values().filter(is_plain).map(Block::size).sum()
+    }
+
     pub(crate) fn count(&self, is_host: bool) -> u64 {
         self.blocks.values().filter(|block| (block.kind == Kind::Host) == is_host).count() as u64
     }

@@ -72,6 +72,12 @@ impl Pools {
         }
     }
 
+    /// Bytes that the pools of a device have taken from it.
+    pub(crate) fn reserved_bytes(&self, device: usize) -> u64 {
+        let of_device = self.pools.values().filter(|pool| pool.device == device);
+        of_device.map(|pool| pool.reserved).sum()
+    }
+
     pub(crate) fn count(&self) -> u64 {
         self.pools.values().filter(|pool| !pool.is_default).count() as u64
     }

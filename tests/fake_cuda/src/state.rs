@@ -129,6 +129,20 @@ impl State {
         Ok(())
     }
 
+    /// Counts S1 anew from the tables, and notes where the books say something else.
+    pub(crate) fn verify(&mut self) {
+        for index in 0..self.devices.len() {
+            let used = self.devices[index].used;
+            let tables = self.memory.plain_bytes(index)
+                + self.pools.reserved_bytes(index)
+                + self.space.chunk_bytes(index);
+            if used != tables {
+                let text = format!("S1: device {index} has {used} bytes in use, not {tables}");
+                self.violations.push(text);
+            }
+        }
+    }
+
     pub(crate) fn refund(&mut self, device: usize, bytes: u64) {
         self.devices[device].used -= bytes;
     }

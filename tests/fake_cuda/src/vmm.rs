@@ -179,6 +179,12 @@ impl Space {
         (self.files.len() + self.chunks.values().filter(own).count()) as u64
     }
 
+    /// Bytes of chunks in the books of a device.
+    pub(crate) fn chunk_bytes(&self, device: usize) -> u64 {
+        let is_booked = |chunk: &&Chunk| chunk.is_ours && chunk.device == device;
+        self.chunks.values().filter(is_booked).map(|chunk| chunk.len).sum()
+    }
+
     /// Gives addresses and files back.
     pub(crate) fn clear(&mut self) {
         let old = std::mem::take(self);
