@@ -37,7 +37,9 @@ impl<T: OnDevice> Lane for T {
         let (reserved_peak, growths) = (self.reserved_peak(), self.growths());
         self.stream().synchronize().expect("the device is there");
         let warm = steps.timed(self, wall).unwrap_or(f64::NAN);
-        ([cold, warm], Seen { reserved_peak, growths, calls })
+        // What there was no room for says nothing.
+        let seen = Seen { reserved_peak, growths, calls };
+        ([cold, warm], if cold.is_nan() { Seen::default() } else { seen })
     }
 }
 
@@ -95,6 +97,7 @@ fn contest(run: Run, driver: &Driver, name: &str, trace: &Trace) {
         let peak = number(reserved_peak);
         // Who has no cache asks for each.
         let asked = growths.map_or(1000.0, |growths| growths as f64 * 1000.0 / allocations);
+        let asked = if cold[index].min().is_finite() { asked } else { f64::NAN };
         let least = |series: &Series| series.min();
         let figures = [
             ("cold_ns", least(&cold[index])),
