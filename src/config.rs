@@ -189,14 +189,19 @@ pub struct Config {
     /// little for a large program as for a small one. With 0 a chunk is one page, as in PyTorch:
     /// `small_segment` or `large_segment`.
     pub chunk_share: f64,
-    /// `false` in both presets. While a graph is captured, reuse blocks of other streams once the
-    /// graph orders their last use before what comes next. PyTorch's key of the same name.
+    /// `false` in both presets. While a graph is captured, reuse blocks that were allocated in it
+    /// and used by other streams, once these have been joined: the graph orders their last use
+    /// before what comes next. Looks at the graph when a request finds no other block. PyTorch's
+    /// key of the same name.
     pub graph_capture_record_stream_reuse: bool,
     /// Pinned host memory.
     pub pinned: PinnedConfig,
 }
 
-/// Knobs of pinned host memory; a part of [`Config`].
+/// Knobs of pinned host memory; a part of [`Config`]. Heeded by `CudaAllocator::alloc_pinned` are
+/// `max_round_threshold` and `max_cached_size`; the others are read and written for PyTorch's sake:
+/// memory is asked of the driver, events are looked at when memory is asked for, and segments are
+/// shared by small requests anyway.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct PinnedConfig {

@@ -25,7 +25,8 @@
 //! ```
 //!
 //! On a GPU, through wgpu, it is a `WgpuAllocator` (feature `wgpu`, on by default): the same
-//! allocator with buffers, encoders and bindings; see `surface`.
+//! allocator with buffers, encoders and bindings. On NVIDIA's, through CUDA, it is a
+//! `CudaAllocator` (feature `cuda`), with streams and buffers of cudarc. See `surface`.
 //!
 //! # The picture
 //!
@@ -33,6 +34,7 @@
 //!        your program                                  aquifer (feature cli): demo, replay, bench
 //!            │                                                  │
 //!            ├──▶ surface   wgpu: scopes, buffers, transfers    │
+//!            │        │     cuda: streams, buffers, captures    │
 //!            │        │                                         │
 //!            │ allocate, drop, empty_cache, memory_stats        │
 //!   ┌────────▼────────▼──────────────────────────────────────────────────────────┐
@@ -41,7 +43,8 @@
 //!   └───┬───────────────────────────┬────────────────────────────────┬───────────┘
 //!       │ step / commit             │ reads                          │ Backend trait
 //!   ┌───▼──────────────┐   ┌────────▼──────────┐       ┌─────────────▼────────────┐
-//!   │ core  the policy │   │ report            │       │ backend  host, sim, wgpu │
+//!   │ core  the policy │   │ report            │       │ backend host, sim, wgpu, │
+//!   │                  │   │                   │       │         cuda             │
 //!   └──────────────────┘   └───────────────────┘       └──────────────────────────┘
 //! ```
 //!
@@ -57,10 +60,10 @@
 //! | [`config`] | every knob; reads `PYTORCH_CUDA_ALLOC_CONF` |
 //! | `core` | the policy: a deterministic state machine |
 //! | [`report`] | statistics, snapshots, holders, out-of-memory reports |
-//! | [`backend`] | the contract with devices; host memory; a simulated device; wgpu buffers |
+//! | [`backend`] | the contract with devices; host memory; a simulated device; wgpu; CUDA |
 //! | [`allocator`] | the shell: locks, backend calls, the public face |
 //! | [`mod@vec`] | typed access to memory that the CPU can see |
-//! | `surface` | what users of one API hold: wgpu's scopes, allocations, vectors |
+//! | `surface` | what users of one API hold: wgpu's scopes, CUDA's streams and buffers |
 //! | [`trace`] | recordings of allocations: read, write, replay |
 //!
 //! # Words
@@ -95,7 +98,8 @@ pub mod vec;
 
 pub use allocator::{
     AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, FreeError, LimitError, MemInfo,
-    PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request, RouteGuard, Stream,
+    PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request,
+    RouteGuard, Stream,
 };
 pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};

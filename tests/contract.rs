@@ -8,6 +8,12 @@
 #[cfg(feature = "wgpu")]
 #[path = "support/bounded.rs"]
 mod bounded;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "support/cuda.rs"]
+mod cuda;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "support/cuda_device.rs"]
+mod cuda_device;
 #[path = "contract/front.rs"]
 mod front;
 #[cfg(feature = "wgpu")]
@@ -17,6 +23,8 @@ mod gpu;
 mod limits;
 #[path = "contract/memory.rs"]
 mod memory;
+#[path = "contract/pauses.rs"]
+mod pauses;
 #[path = "contract/pools.rs"]
 mod pools;
 #[path = "contract/recordings.rs"]
@@ -31,6 +39,8 @@ use aquifer::backend::{Host, Sim};
 use aquifer::{Allocator, Config};
 #[cfg(feature = "wgpu")]
 use bounded::Bounded;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+use cuda_device::CudaDevice;
 use support::{Device, MIB, asynchronous_sim, expandable, sim, virtual_sim};
 
 /// A backend that the suite runs over.
@@ -63,11 +73,13 @@ impl<D: Device> Subject<D> {
 }
 
 /// Backend, test, reason.
-const KNOWN: &[(&str, &str, &str)] = &[(
-    "sim_virtual",
-    "idle_memory_goes_after_its_age",
-    "age is kept for whole segments; pages of a range go by trims and recycling alone",
-)];
+const KNOWN: &[(&str, &str, &str)] = &[
+    ("sim_virtual", "idle_memory_goes_after_its_age", AGE_OF_SEGMENTS),
+    ("cuda_pages", "idle_memory_goes_after_its_age", AGE_OF_SEGMENTS),
+];
+
+const AGE_OF_SEGMENTS: &str =
+    "age is kept for whole segments; pages of a range go by trims and recycling alone";
 
 fn judge<D: Device>(subject: &Subject<D>, test: &str, run: fn(&Subject<D>)) {
     if !(subject.is_there)() {
@@ -93,6 +105,14 @@ const WGPU: Subject<Bounded> =
     Subject { is_there: || gpu::Gpu::shared().is_some(), ..subject("wgpu", Bounded::adapter) };
 #[cfg(feature = "wgpu")]
 const WGPU_NOOP: Subject<Bounded> = subject("wgpu_noop", Bounded::noop);
+
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const CUDA: Subject<CudaDevice> =
+    Subject { config: expandable, ..subject("cuda_pages", CudaDevice::with_pages) };
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const CUDA_POOL: Subject<CudaDevice> = subject("cuda_pool", CudaDevice::with_pool);
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const CUDA_PLAIN: Subject<CudaDevice> = subject("cuda_plain", CudaDevice::plain);
 
 /// Stamps one backend's tests.
 macro_rules! stamp {
@@ -167,6 +187,12 @@ suite! {
     wgpu: crate::WGPU;
     #[cfg(feature = "wgpu")]
     wgpu_noop: crate::WGPU_NOOP;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    cuda_pages: crate::CUDA;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    cuda_pool: crate::CUDA_POOL;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    cuda_plain: crate::CUDA_PLAIN;
 }
 
 /// Stamps what needs a backend whose streams are one queue.
@@ -195,7 +221,28 @@ one_queue! {
     one_queue_wgpu_noop: crate::WGPU_NOOP;
 }
 
+/// Stamps what needs virtual memory.
+macro_rules! pausing {
+    ($($(#[$attribute:meta])* $backend:ident: $subject:expr;)*) => {$(
+        stamp! { $(#[$attribute])* $backend, $subject;
+            pauses::{
+                a_paused_pool_gives_its_memory_back, a_paused_pool_hands_nothing_out,
+                what_is_dropped_while_paused_is_free_after_it, a_pool_without_room_stays_paused,
+                a_pool_that_goes_while_paused_strands_nothing,
+                an_allocator_that_goes_with_a_paused_pool, no_pause_beside_a_capture,
+            };
+        }
+    )*};
+}
+
+pausing! {
+    pausing_sim_virtual: crate::SIM_VIRTUAL;
+    #[cfg(all(feature = "cuda", target_os = "linux"))]
+    pausing_cuda_pages: crate::CUDA;
+}
+
 stamp! { on_sim, crate::SIM;
+    pauses::{only_virtual_memory_is_paused};
     front::{what_waits_is_lost_with_the_device};
     memory::{the_largest_segment_can_be_had};
     pools::{a_capture_makes_no_call, a_captured_pool_keeps_its_memory};

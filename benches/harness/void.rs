@@ -67,6 +67,11 @@ impl Backend for Void {
         Ok(())
     }
 
+    /// Nothing is captured here.
+    fn is_joined(&self, _earlier: u32, _later: u32) -> bool {
+        false
+    }
+
     fn free_bytes(&self) -> Option<Bytes> {
         None
     }

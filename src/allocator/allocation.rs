@@ -218,6 +218,19 @@ impl<B: Backend> Allocation<B> {
         Some(inside.arena.segments[segment.index()].memory.view.clone())
     }
 
+    /// Calls `look` with the segment's memory, which stays as long as that takes; `None` if the
+    /// size is 0.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn with_memory<T>(&self, look: impl FnOnce(&B::Memory) -> T) -> Option<T> {
+        let inside = self.held.cell().lock();
+        let segment = inside.arena.segment_of_live(self.id)?;
+        // The segment is not released while the allocation lives; its pages may be moved by a step
+        // that borrows them as this does.
+        let memory = Arc::clone(&inside.arena.segments[segment.index()].memory);
+        drop(inside);
+        Some(look(&memory.memory))
+    }
+
     pub(crate) fn backend(&self) -> &B {
         &self.held.cell().backend
     }

@@ -27,6 +27,7 @@
 //! | `allocation` | requests, allocations, ids, errors |
 //! | `streams`    | registration, adoption and retirement of streams |
 //! | `pools`      | private pools, routes, captures |
+//! | `pause`      | private pools whose memory goes back while they stay |
 //! | `recording`  | work that is written down and not submitted |
 //! | `pressure`   | out-of-memory callbacks |
 //! | `sync`       | where the locks come from |
@@ -36,6 +37,7 @@ mod addresses;
 mod allocation;
 mod cell;
 mod held;
+mod pause;
 mod perform;
 mod places;
 mod pools;
@@ -50,6 +52,7 @@ mod tags;
 mod tests;
 
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
+pub use pause::PauseError;
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
 pub use pressure::{CallbackGuard, Pressure};
 pub use recording::RecordingGuard;

@@ -56,6 +56,10 @@ impl<B: Backend> Shared<B> {
                     self.range(&mut miss, growth);
                     None
                 }
+                Step::Joins { reader, streams } => {
+                    self.ask_joins(reader, streams);
+                    None
+                }
                 Step::Await => {
                     self.await_progress();
                     None
@@ -208,6 +212,13 @@ impl<B: Backend> Shared<B> {
         Err(error)
     }
 
+    /// Finds out which streams' captured work the captured stream comes after.
+    fn ask_joins(&self, reader: ArenaId, mut streams: Vec<ArenaId>) {
+        let later = self.places.stream(reader);
+        streams.retain(|&stream| self.backend.is_joined(self.places.stream(stream), later));
+        self.world(|world| world.commit_joins(reader, &streams));
+    }
+
     /// Does a step that belongs to no single request.
     pub(super) fn perform(&self, step: StepOf<B>) {
         let touched = step.touches();
@@ -258,6 +269,7 @@ impl<B: Backend> Shared<B> {
             | Step::Range(_)
             | Step::Map(_)
             | Step::Callbacks
+            | Step::Joins { .. }
             | Step::Await
             | Step::Fail(_) => unreachable!("a step of a request is done by its ladder"),
         }
@@ -308,7 +320,7 @@ impl<B: Backend> Shared<B> {
     }
 
     /// Waits until another thread's growth or release has ended.
-    fn await_progress(&self) {
+    pub(super) fn await_progress(&self) {
         let global = self.lock_global();
         if global.in_flight > 0 {
             // A wake-up for no reason costs one more look, nothing else.

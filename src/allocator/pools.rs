@@ -185,6 +185,10 @@ impl<B: Backend> PrivatePool<B> {
         self.inner.owner
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared<B>> {
+        &self.inner.shared
+    }
+
     /// Names the pool in snapshots and statistics.
     pub fn id(&self) -> PoolId {
         self.inner.id

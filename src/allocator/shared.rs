@@ -1,7 +1,7 @@
 //! Everything in one hand, and the performing of steps.
 //!
-//! Lock order: global, then arenas in order of registration, then the book of addresses. Nothing
-//! else is locked inside.
+//! Lock order: pauses, then global, then arenas in order of registration, then the book of
+//! addresses. Nothing else is locked inside.
 
 use std::panic::Location;
 use std::sync::{Arc, PoisonError};
@@ -58,6 +58,8 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) callbacks: Callbacks,
     pub(super) tags: Tags,
     limits: Mutex<UserLimits>,
+    /// Held through a pause and a resume: one at a time.
+    pub(super) pauses: Mutex<()>,
     pub(super) lost: Mutex<Option<Lost>>,
     /// Blocks wait for other streams (only looked at with `harvest_every_allocate`).
     pub(super) waits: AtomicBool,
@@ -114,6 +116,7 @@ impl<B: Backend> Shared<B> {
                 callbacks: Callbacks::new(),
                 tags: Tags::new(),
                 limits: Mutex::new(user),
+                pauses: Mutex::new(()),
                 lost: Mutex::new(None),
                 waits: AtomicBool::new(false),
                 addresses: Addresses::new(),
@@ -433,6 +436,7 @@ impl<B: Backend> Shared<B> {
             Failure::OutOfMemory => self.out_of_memory(want, OomCause::NoRoom),
             Failure::Rejected => self.out_of_memory(want, OomCause::Rejected),
             Failure::Capture => self.out_of_memory(want, OomCause::Capture),
+            Failure::Paused => self.out_of_memory(want, OomCause::Paused),
             Failure::Lost => {
                 let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 AllocError::DeviceLost(lost.unwrap_or_else(|| Lost::new("no reason was given")))

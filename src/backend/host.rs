@@ -246,6 +246,11 @@ impl Backend for Host {
         Ok(())
     }
 
+    /// Nothing is captured here.
+    fn is_joined(&self, _earlier: u32, _later: u32) -> bool {
+        false
+    }
+
     /// What is left of the capacity; without one, what the system says it could still give.
     fn free_bytes(&self) -> Option<Bytes> {
         match self.account.capacity {

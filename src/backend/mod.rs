@@ -192,6 +192,10 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`Lost`] if the device is gone.
     fn wait_on(&self, stream: Self::Stream, event: &Self::Event) -> Result<(), Lost>;
+    /// Whether all that was *captured* on `earlier` so far comes before what is captured on `later`
+    /// next, in the graph that both become. Asked while captures are under way: makes no call that
+    /// would break one. `false` where that is not known.
+    fn is_joined(&self, earlier: Self::Stream, later: Self::Stream) -> bool;
 
     /// Free memory of the device in bytes as the driver sees it (other programs counted in).
     fn free_bytes(&self) -> Option<Bytes>;

@@ -2,6 +2,7 @@
 
 use crate::core::arena::Arena;
 use crate::core::chunks::Chunk;
+use crate::core::pause::Presence;
 use crate::id::ArenaId;
 
 impl<M> Arena<M> {
@@ -19,7 +20,11 @@ impl<M> Arena<M> {
     /// virtual. For an arena that nobody uses any more.
     pub(crate) fn dismantle(&mut self) -> Vec<(M, Vec<Chunk>)> {
         let segments = self.segments.drain();
-        let pieces = segments.map(|segment| (segment.memory, segment.chunks.all().to_vec()));
+        let pieces = segments.map(|segment| {
+            let here = segment.presence == Presence::Here;
+            let chunks = if here { segment.chunks.all() } else { &[] };
+            (segment.memory, chunks.to_vec())
+        });
         let pieces = pieces.collect();
         *self = Self::new(self.id, self.ledger.sole, self.terms);
         pieces

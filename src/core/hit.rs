@@ -178,6 +178,9 @@ impl<M> Arena<M> {
     /// (see `fit`).
     pub(crate) fn take(&mut self, want: &Want, config: &Config) -> Take {
         let Some(pool) = self.pool_of(want.owner, want.group) else { return Take::Miss };
+        if self.pools[pool].traits.paused {
+            return Take::Miss;
+        }
         self.pools[pool].searches += 1;
         let may_be_warm = want.align <= 1 && want.avoid.is_empty() && !self.lost;
         if may_be_warm && let Some(id) = self.warm.take(pool, want.size) {

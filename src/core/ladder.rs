@@ -113,11 +113,14 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             if self.global.lost {
                 return Step::Fail(Failure::Lost);
             }
+            if self.is_paused(miss.want.owner) {
+                return Step::Fail(Failure::Paused);
+            }
             if search && let Some((arena, grant)) = self.search_for(miss) {
                 return Step::Done(arena, grant);
             }
             if captured {
-                return Step::Fail(Failure::Capture);
+                return self.joins(miss).unwrap_or(Step::Fail(Failure::Capture));
             }
             let Some(&rung) = LADDER.get(miss.rung) else {
                 self.global.counts.ooms += 1;
@@ -209,6 +212,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     /// A block of the stream's own pool, if one fits and may be used now.
     pub(crate) fn take_cached(&mut self, reader: ArenaId, want: &Want) -> Option<Grant> {
         self.absorb();
+        if self.is_paused(want.owner) {
+            return None;
+        }
         let mut block = self.own_fit(reader, want);
         if block.is_none() {
             // There is nothing else to try: a vast idle segment may be broken up.
@@ -271,7 +277,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 return None;
             }
             let pool = arena.pool_of(want.owner, want.group)?;
-            if arena.pools[pool].traits.captured {
+            let Traits { captured, paused, .. } = arena.pools[pool].traits;
+            if captured || paused {
                 return None;
             }
             let block = arena.fit(pool, want, self.config)?;
@@ -435,7 +442,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         let kind = self.global.owners[want.owner.index()].traits.kind;
         let owners = self.global.owners.iter().enumerate().skip(1);
         let helpers = owners.filter(|(_, owner)| {
-            let helps = owner.use_on_oom && !owner.traits.released && !owner.traits.captured;
+            let Traits { released, captured, paused, .. } = owner.traits;
+            let helps = owner.use_on_oom && !released && !captured && !paused;
             helps && want.owner == OwnerId::DEFAULT && owner.traits.kind == kind
         });
         helpers.map(|(index, _)| Want { owner: OwnerId::from_index(index), ..*want }).collect()

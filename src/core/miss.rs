@@ -29,6 +29,8 @@ pub(crate) struct Miss<'a> {
     /// More than the usual segment was refused, or more pages than are needed: from now on no more
     /// is asked for.
     pub(super) modest: bool,
+    /// It was asked which streams the captured one has joined.
+    pub(super) asked_joins: bool,
     /// There are no addresses for another range.
     pub(super) no_range: bool,
     /// The limit refused last, not the device: a growth of others that fails makes room.
@@ -57,6 +59,7 @@ impl<'a> Miss<'a> {
             callbacks,
             refused: false,
             modest: false,
+            asked_joins: false,
             no_range: false,
             limited: false,
             returns: 0,

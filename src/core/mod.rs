@@ -33,6 +33,13 @@
 //! What long-lived blocks can spoil is kept from them (`fit`): an idle segment 16 times as large as
 //! a request stays whole as long as there is room to grow.
 //!
+//! What is *not* done: to learn how long blocks live and to place them by that. Told the true
+//! lifetimes of every block, placement by them (at the ends of holes, in segments apart, beside
+//! neighbours that die soon; 190 variants) saves at most 0.11 % of what is reserved and 0.17 % of
+//! the smallest device; learned from sizes it costs more than that, for what stays for ever comes
+//! once, in the sizes of what does not. What is left of waste are the remainders of idle segments
+//! that were made for another size and broken up for want of room.
+//!
 //! Measured over 23 traces of real programs, cold, on an unlimited simulated device; bytes as
 //! multiples of the peak of live bytes, geometric mean and worst of the 21 above 1 GiB, and calls
 //! for 1,000 requests over all:
@@ -75,6 +82,7 @@
 //! | `pages`     | pages of one range: claiming, unmapping, merging |
 //! | `recycle`   | which free pages can be taken out, and taking them |
 //! | `expand`    | virtual memory: mapping of pages |
+//! | `pause`     | private pools whose memory goes back while their addresses stay |
 //! | `dismantle` | taking an arena apart |
 //! | `verify`    | checks every numbered invariant |
 
@@ -95,6 +103,7 @@ pub(crate) mod lifetime;
 pub(crate) mod miss;
 pub(crate) mod owners;
 pub(crate) mod pages;
+pub(crate) mod pause;
 pub(crate) mod pool;
 pub(crate) mod recording;
 pub(crate) mod recycle;

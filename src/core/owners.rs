@@ -5,11 +5,15 @@
 //! its pools goes back, and the rest as it is freed; an owner that holds nothing is taken over by
 //! the next.
 
+use crate::core::block::State;
 use crate::core::classes::Group;
 use crate::core::ledger::{self, Counter};
+use crate::core::miss::Miss;
 use crate::core::pool::{Pool, Traits};
 use crate::core::state::World;
-use crate::id::{ArenaId, OwnerId, PoolId};
+use crate::core::step::Step;
+use crate::id::{ArenaId, BlockId, OwnerId, PoolId};
+use crate::units::Bytes;
 
 /// How many private pools that are gone the statistics remember.
 const GONE_POOLS_MAX: usize = 1024;
@@ -22,6 +26,8 @@ pub(crate) struct Owner {
     pub(crate) use_on_oom: bool,
     /// Reserved bytes: small, large, all.
     pub(crate) reserved: [Counter; 3],
+    /// Bytes that are away (A2).
+    pub(crate) away: Bytes,
 }
 
 impl Owner {
@@ -38,7 +44,27 @@ impl Owner {
     }
 }
 
+/// A stream under capture, and the pool that its requests are routed to.
+#[derive(Debug, Clone)]
+pub(crate) struct Capture {
+    pub(crate) stream: ArenaId,
+    pub(crate) owner: OwnerId,
+    /// What was held of the pool when the capture began, with its serial: work of other streams on
+    /// it may be no part of the graph.
+    earlier: Vec<(BlockId, u32)>,
+}
+
 impl<M, E: Clone> World<'_, M, E> {
+    /// The blocks of an owner's pools in an arena that somebody holds, or that wait.
+    fn held_by(&self, arena: ArenaId, owner: OwnerId) -> Vec<(BlockId, u32)> {
+        let arena = &self.arenas[arena.index()];
+        let blocks = arena.blocks.iter().enumerate().filter(|(_, block)| {
+            let is_held = matches!(block.state, State::Allocated(_) | State::Pending { .. });
+            is_held && arena.pools[arena.segments[block.segment.index()].pool].owner == owner
+        });
+        blocks.map(|(at, block)| (BlockId::from_index(at), block.serial)).collect()
+    }
+
     /// The pool of an owner in an arena, made if need be.
     pub(crate) fn pool(&mut self, arena: ArenaId, owner: OwnerId, group: Group) -> usize {
         let traits = self.global.owners[owner.index()].traits;
@@ -55,9 +81,11 @@ impl<M, E: Clone> World<'_, M, E> {
         self.global.pools_made += 1;
         let traits = Traits { granularity: self.device.granularity, ..traits };
         let pool_id = PoolId(0, self.global.pools_made);
-        let owner = Owner { pool_id, traits, use_on_oom, reserved: [Counter::default(); 3] };
-        let holds_nothing =
-            |owner: &Owner| owner.traits.released && owner.reserved[ledger::ALL].current == 0;
+        let owner =
+            Owner { pool_id, traits, use_on_oom, reserved: [Counter::default(); 3], away: 0 };
+        let holds_nothing = |owner: &Owner| {
+            owner.traits.released && owner.reserved[ledger::ALL].current == 0 && owner.away == 0
+        };
         let vacant = self.global.owners.iter().skip(1).position(holds_nothing);
         let Some(index) = vacant.map(|index| index + 1) else {
             self.global.owners.push(owner);
@@ -90,7 +118,8 @@ impl<M, E: Clone> World<'_, M, E> {
     /// A stream is captured into a private pool: nothing is asked of the backend for it from now
     /// on.
     pub(crate) fn begin_capture(&mut self, stream: ArenaId, owner: OwnerId) {
-        self.global.captures.push((stream, owner));
+        let earlier = self.held_by(stream, owner);
+        self.global.captures.push(Capture { stream, owner, earlier });
         self.global.owners[owner.index()].traits.captured = true;
         self.spread_traits(owner);
     }
@@ -98,8 +127,55 @@ impl<M, E: Clone> World<'_, M, E> {
     /// The capture has ended.
     pub(crate) fn end_capture(&mut self, stream: ArenaId, owner: OwnerId) {
         let captures = &mut self.global.captures;
-        if let Some(at) = captures.iter().rposition(|&capture| capture == (stream, owner)) {
+        let is_it = |capture: &Capture| (capture.stream, capture.owner) == (stream, owner);
+        if let Some(at) = captures.iter().rposition(is_it) {
             captures.remove(at);
+        }
+    }
+
+    /// Pending blocks of a captured stream that only work of the same graph may still use, if the
+    /// streams of that work have been joined: with their streams.
+    pub(crate) fn joinable(&self, stream: ArenaId) -> Vec<(BlockId, Vec<ArenaId>)> {
+        let Some(capture) =
+            self.global.captures.iter().rev().find(|capture| capture.stream == stream)
+        else {
+            return Vec::new();
+        };
+        let arena = &self.arenas[stream.index()];
+        let mut found = Vec::new();
+        for (at, block) in arena.blocks.iter().enumerate() {
+            let State::Pending { side, .. } = block.state else { continue };
+            let id = BlockId::from_index(at);
+            let is_own =
+                arena.pools[arena.segments[block.segment.index()].pool].owner == capture.owner;
+            if is_own && !capture.earlier.contains(&(id, block.serial)) {
+                let marks = &arena.waiting[side.index()].marks;
+                found.push((id, marks.iter().map(|mark| mark.stream).collect()));
+            }
+        }
+        found
+    }
+
+    /// Which streams the captured one has joined: what only they use may be had again.
+    pub(super) fn joins(&self, miss: &mut Miss) -> Option<Step<M, E>> {
+        let asks = self.config.graph_capture_record_stream_reuse;
+        if !asks || std::mem::replace(&mut miss.asked_joins, true) {
+            return None;
+        }
+        let mut streams: Vec<ArenaId> =
+            self.joinable(miss.arena).into_iter().flat_map(|(_, streams)| streams).collect();
+        streams.sort_unstable();
+        streams.dedup();
+        let reader = miss.arena;
+        (!streams.is_empty()).then_some(Step::Joins { reader, streams })
+    }
+
+    /// Blocks all of whose streams are among `joined` are the captured stream's again.
+    pub(crate) fn commit_joins(&mut self, stream: ArenaId, joined: &[ArenaId]) {
+        for (block, streams) in self.joinable(stream) {
+            if streams.iter().all(|stream| joined.contains(stream)) {
+                self.promote_for_own(stream, block);
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 use crate::core::arena::{Arena, Want};
 use crate::core::block::{Block, State};
 use crate::core::chunks::Run;
-use crate::core::segment::{merge_next, split};
+use crate::core::segment::{Segment, merge_next, split, vacate};
 use crate::id::{BlockId, SegmentId};
 use crate::units::{Bytes, to_bytes};
 
@@ -117,6 +117,32 @@ impl<M> Arena<M> {
             at = self.blocks[at.index()].next;
         }
         (claimed, runs)
+    }
+
+    /// Takes a range that nobody uses out, with all its blocks; returns its memory.
+    pub(crate) fn remove_range(&mut self, id: usize) -> M {
+        let segment = self.segments.remove(id);
+        let mut at = segment.first;
+        while let Some(block) = self.blocks.get(at.index()) {
+            let next = block.next;
+            // Free ones are those of memory that is away.
+            if block.is_free() {
+                self.pools[segment.pool].free.remove(&mut self.blocks, at);
+            }
+            vacate(&mut self.blocks, at);
+            at = next;
+        }
+        segment.memory
+    }
+
+    /// The blocks of a segment in order of address.
+    pub(crate) fn blocks_of(&self, segment: &Segment<M>) -> impl Iterator<Item = &Block> {
+        let mut at = segment.first;
+        std::iter::from_fn(move || {
+            let block = self.blocks.get(at.index())?;
+            at = block.next;
+            Some(block)
+        })
     }
 
     /// A claimed block without pages is unmapped again, and merges with its unmapped neighbours.

@@ -32,6 +32,8 @@ pub(crate) struct Traits {
     pub(crate) granularity: Bytes,
     /// A capture went through the pool: its addresses must stay as long as the pool lives.
     pub(crate) captured: bool,
+    /// Nothing is handed out: its memory is away, or on its way (see `pause`).
+    pub(crate) paused: bool,
     /// The last handle is gone: what becomes free is given back.
     pub(crate) released: bool,
 }

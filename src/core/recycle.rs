@@ -26,8 +26,9 @@ use crate::core::ledger::Entry;
 use crate::core::lifetime::Mark;
 use crate::core::miss::Miss;
 use crate::core::pages::Place;
+use crate::core::pause::{Presence, away};
 use crate::core::pool::Pool;
-use crate::core::segment::{split, vacate};
+use crate::core::segment::split;
 use crate::core::state::World;
 use crate::core::step::Step;
 use crate::core::trim::is_trimmable;
@@ -200,6 +201,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 holes.extend(larger.filter_map(|at| {
                     let block = &arena.blocks[at.index()];
                     let segment = &arena.segments[block.segment.index()];
+                    if segment.presence != Presence::Here {
+                        return None;
+                    }
                     let chunks = segment.chunks.within(block.offset, block.end());
                     let (start, end) = (chunks.first()?.start, chunks.last()?.end());
                     Some(Hole { arena: id, block: at, start, end })
@@ -280,14 +284,15 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
                 segment.is_virtual()
                     && segment.mapped == 0
                     && segment.busy == 0
+                    && segment.presence != Presence::Moving
                     && from(&pools[segment.pool])
             };
             let ids: Vec<usize> =
                 arena.segments.iter().map(|entry| entry.0).filter(|&id| empty(id)).collect();
             for id in ids {
-                let segment = arena.segments.remove(id);
-                vacate(&mut arena.blocks, segment.first);
-                memories.push(segment.memory);
+                let owner = arena.pools[arena.segments[id].pool].owner;
+                self.global.owners[owner.index()].away -= to_bytes(away(&arena.segments[id]));
+                memories.push(arena.remove_range(id));
             }
         }
         memories

@@ -15,10 +15,12 @@
 //!   the last one ends at the segment's size; `prev` is the inverse of `next`.
 //! - I2: two neighbours are never both Free, nor both Unmapped: what can merge has merged.
 //! - I3: `busy` = number of its blocks that are Allocated, Pending, Claimed or Warm.
-//! - I4: `mapped` = Σ size of its blocks with memory behind them; fixed segments: `mapped == size`.
+//! - I4: `mapped` = Σ size of its blocks with memory behind them, or 0 while that is away (A1);
+//!   fixed segments: `mapped == size`.
 //! - I5: a fixed segment is in its pool's idle list ⇔ `busy == 0`.
 //! - I6: Unmapped blocks begin and end at multiples of `page`.
-//! - I7: `chunks` cover exactly the mapped blocks of a virtual segment (see `chunks`).
+//! - I7: `chunks` cover exactly the mapped blocks of a virtual segment (see `chunks`), which are
+//!   away together if one is.
 //!
 //! A segment carries its memory as an opaque value `M`: it moves with the segment and can be lost
 //! only by being handed out for release.
@@ -27,6 +29,7 @@ use slab::Slab;
 
 use crate::core::block::{Block, State};
 use crate::core::chunks::Chunks;
+use crate::core::pause::Presence;
 use crate::ds::records::Records;
 use crate::id::{BlockId, SegmentId};
 use crate::units::{Bytes, to_bytes};
@@ -54,6 +57,8 @@ pub(crate) struct Segment<M> {
     pub(crate) holes: Vec<BlockId>,
     /// What is mapped, if this is virtual memory.
     pub(crate) chunks: Chunks,
+    /// Whether these are there now (see `pause`).
+    pub(crate) presence: Presence,
     pub(crate) memory: M,
 }
 

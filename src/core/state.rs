@@ -18,7 +18,8 @@
 //! - W1: `reserved` = Σ mapped bytes of all segments + bytes of growth and release in flight.
 //! - W2: `reserved ≤ limit` after every growth (a limit that is lowered later binds from the next
 //!   one).
-//! - W3: requested ≤ allocated ≤ active ≤ reserved, in bytes, in every arena.
+//! - W3: requested ≤ allocated ≤ active ≤ reserved + away, in bytes, in every arena; away is the
+//!   memory of paused pools (see `pause`).
 
 use std::collections::VecDeque;
 
@@ -31,7 +32,8 @@ use crate::core::headroom::Regret;
 use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
 use crate::core::lifetime::{Clock, Recorded};
 use crate::core::miss::Miss;
-use crate::core::owners::Owner;
+use crate::core::owners::{Capture, Owner};
+use crate::core::pause::Presence;
 use crate::core::pool::{Pool, Traits};
 use crate::core::segment::{Idle, Segment, vacate};
 use crate::core::step::{Growth, Step};
@@ -83,7 +85,7 @@ pub(crate) struct Global<E> {
     /// The device is gone.
     pub(crate) lost: bool,
     /// Streams under capture, each with the pool it is routed to.
-    pub(crate) captures: Vec<(ArenaId, OwnerId)>,
+    pub(crate) captures: Vec<Capture>,
     pub(crate) counts: Counts,
 }
 
@@ -113,6 +115,7 @@ impl<E> Global<E> {
             traits: Traits::default(),
             use_on_oom: false,
             reserved: [Counter::default(); 3],
+            away: 0,
         };
         Self {
             clocks: Vec::new(),
@@ -172,7 +175,7 @@ impl<E> Global<E> {
 
     /// Whether the stream is under capture.
     pub(crate) fn is_captured(&self, stream: ArenaId) -> bool {
-        self.captures.iter().any(|capture| capture.0 == stream)
+        self.captures.iter().any(|capture| capture.stream == stream)
     }
 }
 
@@ -331,6 +334,7 @@ impl<M, E: Clone> World<'_, M, E> {
             idle,
             holes,
             chunks,
+            presence: Presence::Here,
             memory,
         });
         id
@@ -441,7 +445,7 @@ impl<M, E: Clone> World<'_, M, E> {
     /// The stream is about to go, and with it captures of it. Requests that fail meanwhile wait for
     /// the outcome.
     pub(crate) fn begin_retire(&mut self, stream: ArenaId) {
-        self.global.captures.retain(|capture| capture.0 != stream);
+        self.global.captures.retain(|capture| capture.stream != stream);
         self.global.clocks[stream.index()].closing = true;
         self.global.in_flight += 1;
     }

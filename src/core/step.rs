@@ -32,6 +32,8 @@ pub(crate) enum Step<M, E> {
     Unmap(UnmapPlan<M>),
     /// Ask the out-of-memory callbacks for memory.
     Callbacks,
+    /// Ask which of these streams have been joined by the captured one.
+    Joins { reader: ArenaId, streams: Vec<ArenaId> },
     /// Wait until another thread's growth or release has ended.
     Await,
     /// There is nothing left to try.
@@ -69,6 +71,8 @@ pub(crate) enum Failure {
     Rejected,
     /// The stream is being captured and its pool has no room; no backend call may be made.
     Capture,
+    /// The pool is paused: its memory is away.
+    Paused,
     /// The device is gone.
     Lost,
 }

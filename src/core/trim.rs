@@ -23,6 +23,7 @@ use crate::core::harvest::Event;
 use crate::core::ledger::Gauge;
 use crate::core::lifetime::Mark;
 use crate::core::miss::Miss;
+use crate::core::pause::Presence;
 use crate::core::pool::{Pool, idle_segments};
 use crate::core::segment::Segment;
 use crate::core::state::World;
@@ -438,6 +439,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// Bytes of one segment that would go, pending blocks counted as free: a trim waits for them.
     fn releasable_of(&self, arena: &Arena<M>, segment: &Segment<M>) -> Bytes {
+        if segment.presence != Presence::Here {
+            return 0;
+        }
         let mut sum = 0;
         let mut run: Option<(u32, u32)> = None;
         let mut at = segment.first;

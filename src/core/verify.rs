@@ -7,6 +7,7 @@ use crate::core::arena::Arena;
 use crate::core::block::{Block, State};
 use crate::core::ledger::{self, GAUGES, Gauge};
 use crate::core::lifetime::Mark;
+use crate::core::pause::{Presence, away};
 use crate::core::pool::idle_segments;
 use crate::core::segment::Segment;
 use crate::core::state::World;
@@ -52,6 +53,7 @@ impl<M, E: Clone> World<'_, M, E> {
     fn verify_owners(&self) {
         for (index, owner) in self.global.owners.iter().enumerate() {
             let mut found = [0; 3];
+            let mut gone = 0;
             for arena in &self.arenas {
                 for (_, segment) in &arena.segments {
                     let pool = &arena.pools[segment.pool];
@@ -59,11 +61,13 @@ impl<M, E: Clone> World<'_, M, E> {
                         assert_eq!(pool.traits, owner.traits, "the traits of owner {index}");
                         found[pool.group as usize] += to_bytes(segment.mapped);
                         found[ledger::ALL] += to_bytes(segment.mapped);
+                        gone += to_bytes(away(segment));
                     }
                 }
             }
             let booked = owner.reserved.map(|counter| counter.current);
             assert_eq!(booked, found, "reserved bytes of owner {index}");
+            assert_eq!(owner.away, gone, "A2 is broken: owner {index}");
         }
     }
 
@@ -170,11 +174,15 @@ fn verify_segment<M>(arena: &Arena<M>, id: SegmentId, segment: &Segment<M>) -> W
     }
     assert_eq!(offset, segment.size, "I1 is broken: {id:?} is not covered to its end");
     assert_eq!(busy, segment.busy, "I3 is broken: {id:?}");
+    let here = segment.presence == Presence::Here;
+    let behind_blocks = mapped;
+    let mapped = if here { mapped } else { 0 };
     assert_eq!(mapped, segment.mapped, "I4 is broken: {id:?}");
+    assert!(here || segment.is_virtual(), "A1 is broken: {id:?} in one piece is away");
     assert_eq!(holes, segment.holes.len(), "I6 is broken: a hole of {id:?} is no block of it");
     let behind: u32 = segment.chunks.all().iter().map(|chunk| chunk.size).sum();
     let behind = if segment.is_virtual() { behind } else { mapped };
-    assert_eq!(behind, mapped, "I7 is broken: {id:?} has chunks behind nothing");
+    assert_eq!(behind, behind_blocks, "I7 is broken: {id:?} has chunks behind nothing");
     if !segment.is_virtual() {
         assert_eq!(mapped, segment.size, "I4 is broken: {id:?} is fixed");
         walk.gauges[Gauge::Segment as usize] += 1;
@@ -226,6 +234,7 @@ fn verify_ledger<M>(arena: &Arena<M>, found: &Found) {
     let bytes = |gauge: Gauge| arena.ledger.bytes(gauge);
     let (allocated, active) = (bytes(Gauge::AllocatedBytes), bytes(Gauge::ActiveBytes));
     assert!(allocated <= active, "W3 is broken: allocated {allocated}, active {active}");
-    assert!(active <= bytes(Gauge::ReservedBytes), "W3 is broken: active {active}");
+    let away: u64 = arena.segments.iter().map(|(_, segment)| to_bytes(away(segment))).sum();
+    assert!(active <= bytes(Gauge::ReservedBytes) + away, "W3 is broken: active {active}");
     assert!(bytes(Gauge::RequestedBytes) <= active, "W3 is broken: requested");
 }

@@ -17,6 +17,8 @@ pub enum OomCause {
     Rejected,
     /// The stream is under capture: only what its pool already holds can be handed out.
     Capture,
+    /// The pool is paused: its memory was given back, until it is resumed.
+    Paused,
 }
 
 /// Everything known at the moment of the failure. Sizes in bytes.
@@ -63,6 +65,7 @@ impl OomReport {
                  may be made during it"
                     .into()
             }
+            OomCause::Paused => "resume the pool first (PrivatePool::resume)".into(),
             OomCause::Rejected => {
                 "the request exceeds the memory limit; raise it (set_memory_limit, \
                  set_memory_fraction) or hold less"

@@ -74,6 +74,11 @@ impl Backend for Streamed {
         self.host.wait_on(stream, event)
     }
 
+    /// Nothing is captured here.
+    fn is_joined(&self, _earlier: u32, _later: u32) -> bool {
+        false
+    }
+
     fn free_bytes(&self) -> Option<Bytes> {
         self.host.free_bytes()
     }

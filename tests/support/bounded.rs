@@ -104,6 +104,10 @@ impl Backend for Bounded {
         self.inner.wait_on(stream, event)
     }
 
+    fn is_joined(&self, earlier: u32, later: u32) -> bool {
+        self.inner.is_joined(earlier, later)
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         Some(self.capacity.saturating_sub(self.used.load(Ordering::Relaxed)))
     }

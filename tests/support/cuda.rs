@@ -15,7 +15,7 @@ mod options;
 
 use std::ffi::{CString, c_char, c_void};
 use std::fs;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 #[allow(unused_imports)]
 pub(crate) use library::{Library, library_path};
@@ -137,16 +137,40 @@ control! {
 pub(crate) struct Fake {
     control: Control,
     library: Library,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Alone,
+}
+
+/// The right to be the only one, which any thread may give back.
+#[derive(Debug)]
+struct Alone;
+
+static TAKEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+impl Alone {
+    fn wait() -> Self {
+        let (taken, returned) = &TAKEN;
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        while *taken {
+            taken = returned.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+        *taken = true;
+        Self
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        *TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        TAKEN.1.notify_one();
+    }
 }
 
 impl Fake {
     /// A driver that nobody has used: all memory of an earlier test is gone, all handles invalid.
     /// Waits until the `Fake` of another thread is dropped; a second one in one thread never comes.
     pub(crate) fn fresh(options: Options) -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
         static CONTROL: OnceLock<Control> = OnceLock::new();
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = Alone::wait();
         let library = Library::load();
         let control = *CONTROL.get_or_init(|| Control::load(library));
         let fake = Self { control, library, _alone: alone };

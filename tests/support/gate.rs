@@ -164,6 +164,10 @@ impl Backend for Gate {
         self.sim.wait_on(stream, event)
     }
 
+    fn is_joined(&self, earlier: u32, later: u32) -> bool {
+        self.sim.is_joined(earlier, later)
+    }
+
     fn free_bytes(&self) -> Option<Bytes> {
         self.sim.free_bytes()
     }

@@ -73,6 +73,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "src/backend/wgpu",
     "src/bin/aquifer/linear/launch",
     "src/ffi",
+    "src/surface/cuda",
     "src/vec",
 ];
 

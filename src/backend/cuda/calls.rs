@@ -4,8 +4,8 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use super::driver::{
-    AccessDesc, Address, AllocationProp, Code, DISABLE_TIMING, Driver, Handle, NON_BLOCKING,
-    PORTABLE, POSIX_FD, PoolProps, RELEASE_THRESHOLD, check,
+    AccessDesc, Address, AllocationProp, CAPTURE_ACTIVE, Code, DISABLE_TIMING, Driver, Handle,
+    NON_BLOCKING, PORTABLE, POSIX_FD, PoolProps, RELEASE_THRESHOLD, check,
 };
 use crate::units::Bytes;
 
@@ -67,6 +67,11 @@ impl Driver {
 
     pub(super) fn set_context(&self, context: Handle) -> Result<(), Code> {
         call!(self.base, context_set(context))
+    }
+
+    /// Whether the current context lives: one that was released stays current.
+    pub(super) fn is_context_live(&self) -> bool {
+        read!(self.base, context_device(out: i32 = 0; &mut out)).is_ok()
     }
 
     pub(super) fn synchronize_context(&self) -> Result<(), Code> {
@@ -146,7 +151,10 @@ impl Driver {
     /// A number that no other stream of this process ever has; none before CUDA 12.0.
     pub(super) fn stream_id(&self, stream: Handle) -> Result<Option<u64>, Code> {
         match &self.ids {
-            Some(ids) => read!(ids, stream_id(out: u64 = 0; stream, &mut out)).map(Some),
+            Some(ids) => match read!(ids, stream_id(out: u64 = 0; stream, &mut out)) {
+                Err(Code::NOT_SUPPORTED) => Ok(None),
+                outcome => outcome.map(Some),
+            },
             None => Ok(None),
         }
     }
@@ -278,5 +286,41 @@ impl Driver {
     /// Gives back what is free in the pool; what the host has not seen complete is not.
     pub(super) fn trim_pool(&self, pool: Handle) -> Result<(), Code> {
         call!(self.pools()?, pool_trim(pool, 0))
+    }
+}
+
+/// The graph of a capture under way.
+impl Driver {
+    /// The number of the capture that a stream is in, and the nodes that its next work will come
+    /// after; none if it is in no sound one.
+    pub(super) fn capture_ends(&self, stream: Handle) -> Result<Option<(u64, Vec<Handle>)>, Code> {
+        let Some(graphs) = &self.graphs else { return Ok(None) };
+        let (mut status, mut number, mut graph) = (0_i32, 0_u64, 0 as Handle);
+        let (mut nodes, mut count) = (std::ptr::null(), 0_usize);
+        call!(
+            graphs,
+            capture_info(stream, &mut status, &mut number, &mut graph, &mut nodes, &mut count)
+        )?;
+        if status != CAPTURE_ACTIVE {
+            return Ok(None);
+        }
+        if count == 0 || nodes.is_null() {
+            return Ok(Some((number, Vec::new())));
+        }
+        // SAFETY: the driver's array of so many nodes, valid until the stream is used again, which
+        // the program does not do during this call: it is the one who asks for memory on it.
+        let nodes = unsafe { std::slice::from_raw_parts(nodes, count) };
+        Ok(Some((number, nodes.to_vec())))
+    }
+
+    /// The nodes that a node comes after.
+    pub(super) fn node_dependencies(&self, node: Handle) -> Result<Vec<Handle>, Code> {
+        let graphs = self.graphs.as_ref().ok_or(Code::NOT_SUPPORTED)?;
+        let mut count = 0_usize;
+        call!(graphs, node_dependencies(node, std::ptr::null_mut(), &mut count))?;
+        let mut nodes: Vec<Handle> = vec![0; count];
+        call!(graphs, node_dependencies(node, nodes.as_mut_ptr(), &mut count))?;
+        nodes.truncate(count);
+        Ok(nodes)
     }
 }

@@ -1,4 +1,5 @@
-//! One device as all parts of the backend share it: its context, and what is still to be given back.
+//! One device as all parts of the backend share it: its context, and what is still to be given
+//! back.
 //!
 //! ```text
 //!  a thread ── enter ──▶ our context is current, captures of others are none of our business
@@ -11,11 +12,12 @@
 //!   call that gives memory, after every free, and when the device goes. So a refusal that passes
 //!   leaks nothing, and one that does not is told once.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::CudaContext;
+use cudarc::driver::{CudaContext, CudaStream};
 
 use super::driver::{AccessDesc, Address, Code, Driver, Handle, RELAXED};
 use super::probe::{self, CudaUnavailable};
@@ -45,6 +47,8 @@ pub(super) enum Holding {
     Chunk(u64),
     /// Pinned memory of the host.
     Pinned(Address),
+    /// What our pool has and nobody uses.
+    Cached,
 }
 
 /// The device.
@@ -53,6 +57,8 @@ pub(super) struct Device {
     pub(super) context: Arc<CudaContext>,
     pub(super) number: i32,
     pub(super) name: String,
+    /// Of the driver: 12040 for CUDA 12.4.
+    pub(super) version: i32,
     pub(super) total: Bytes,
     pub(super) granularity: Bytes,
     pub(super) source: CudaSource,
@@ -65,6 +71,8 @@ pub(super) struct Device {
     pub(super) stream: Handle,
     /// Events that stand for nothing at the moment.
     pub(super) events: Mutex<Vec<Handle>>,
+    /// Streams of cudarc that are known, by handle: none is destroyed while memory may wait for it.
+    pub(super) kept: Mutex<HashMap<Handle, Arc<CudaStream>>>,
     /// Captures that were announced and have not ended.
     pub(super) captures: AtomicUsize,
     stranded: Mutex<Vec<Holding>>,
@@ -86,12 +94,17 @@ impl Device {
         let (driver, number) = probe::find(context.ordinal())?;
         let entry = Entry::new(driver, context.cu_ctx() as Handle)
             .map_err(CudaUnavailable::at("cuCtxSetCurrent"))?;
-        let has = |attribute| driver.attribute(number, attribute).is_ok_and(|value| value != 0);
-        let pages = driver.has_pages() && has(VIRTUAL_SUPPORTED);
-        let pools = driver.has_pools() && has(POOLS_SUPPORTED);
+        // A driver that has the functions knows the attribute: a refusal is no answer.
+        let has = |attribute| {
+            let value = driver.attribute(number, attribute);
+            let value = value.map_err(CudaUnavailable::at("cuDeviceGetAttribute"))?;
+            Ok::<_, CudaUnavailable>(value != 0)
+        };
+        let pages = driver.has_pages() && has(VIRTUAL_SUPPORTED)?;
+        let pools = driver.has_pools() && has(POOLS_SUPPORTED)?;
         let source = choose(options.source, pages, pools)?;
         let exportable = options.exportable;
-        if exportable && !(source == CudaSource::Virtual && has(EXPORT_SUPPORTED)) {
+        if exportable && !(source == CudaSource::Virtual && has(EXPORT_SUPPORTED)?) {
             return Err(CudaUnavailable::Unsupported { what: "memory that can be exported" });
         }
         let granularity = match source {
@@ -106,6 +119,7 @@ impl Device {
         }
         let total = driver.total(number).map_err(CudaUnavailable::at("cuDeviceTotalMem"))?;
         let name = driver.name(number).unwrap_or_else(|_| "CUDA device".to_owned());
+        let version = driver.version().unwrap_or(0);
         let stream = driver.create_stream().map_err(CudaUnavailable::at("cuStreamCreate"))?;
         // From here on the device's own drop gives back what there is.
         let mut device = Self {
@@ -113,6 +127,7 @@ impl Device {
             context: Arc::clone(context),
             number,
             name,
+            version,
             total,
             granularity,
             source,
@@ -121,6 +136,7 @@ impl Device {
             pool: 0,
             stream,
             events: Mutex::default(),
+            kept: Mutex::default(),
             captures: AtomicUsize::new(0),
             stranded: Mutex::default(),
             is_stranded: AtomicBool::new(false),
@@ -186,13 +202,26 @@ impl Device {
 
     /// Gives something back, now or (V2) later. Inside an entry.
     pub(super) fn give_back(&self, holding: Holding) {
-        if let Err(code) = self.release(holding) {
+        let taken =
+            if self.is_filled(holding) { Err(Code::NOT_READY) } else { self.release(holding) };
+        if let Err(code) = taken {
             if !code.is_loss() {
-                log::debug!("aquifer: the driver did not take {holding:?} back: {code}; later then");
+                log::debug!(
+                    "aquifer: the driver did not take {holding:?} back: {code}; later then"
+                );
             }
             self.stranded().push(holding);
             self.is_stranded.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it is a range in which a chunk is stranded: that comes first, or the driver would be
+    /// given addresses in use.
+    fn is_filled(&self, holding: Holding) -> bool {
+        let Holding::Range(start, size) = holding else { return false };
+        let range = start..start + size;
+        let inside = |held: &Holding| matches!(held, Holding::Mapping(at, _) if range.contains(at));
+        self.is_stranded.load(Ordering::Relaxed) && self.stranded().iter().any(inside)
     }
 
     /// Offers what is stranded again. Inside an entry.
@@ -222,11 +251,13 @@ impl Device {
             Holding::Pooled(address) => {
                 self.quiesce()?;
                 driver.pool_free(address, self.stream)?;
-                // Only what the host has seen complete is trimmed. What is not trimmed now is with
-                // the next segment that goes.
-                let _ = driver.synchronize_stream(self.stream);
-                let _ = driver.trim_pool(self.pool);
+                self.give_back(Holding::Cached);
                 Ok(())
+            }
+            Holding::Cached => {
+                // Only what the host has seen complete is trimmed.
+                driver.synchronize_stream(self.stream)?;
+                driver.trim_pool(self.pool)
             }
             Holding::Mapping(address, size) => {
                 self.quiesce()?;
@@ -245,7 +276,8 @@ impl Drop for Device {
         let twice = |call: &dyn Fn() -> Result<(), Code>| call().or_else(|_| call());
         self.retry();
         self.retry();
-        let events = std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
+        let events =
+            std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
         let mut failed = None;
         for event in events {
             failed = twice(&|| self.driver.destroy_event(event)).err().or(failed);
@@ -298,10 +330,13 @@ pub(super) struct Entry {
 impl Entry {
     fn new(driver: &'static Driver, context: Handle) -> Result<Self, Code> {
         let current = driver.context_current()?;
+        let mut previous = None;
         if current != context {
+            // Others release contexts that are current; those are not to be returned to.
+            let is_live = current != 0 && driver.is_context_live();
+            previous = Some(if is_live { current } else { 0 });
             driver.set_context(context)?;
         }
-        let previous = (current != context).then_some(current);
         // Another thread's capture forbids what we do to threads that are not relaxed about it.
         match driver.exchange_capture_mode(RELAXED) {
             Ok(mode) => Ok(Self { driver, previous, mode, _thread: std::marker::PhantomData }),
@@ -317,10 +352,13 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // There is nobody to tell; the thread's next call of the driver says it again.
-        let _ = self.driver.exchange_capture_mode(self.mode);
+        // What is refused once may pass the second time; of the rest there is nobody to tell, and
+        // the thread's next call of the driver says it again.
+        let exchange = || self.driver.exchange_capture_mode(self.mode);
+        let _ = exchange().or_else(|_| exchange());
         if let Some(previous) = self.previous {
-            let _ = self.driver.set_context(previous);
+            let set = || self.driver.set_context(previous);
+            let _ = set().or_else(|_| set());
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The driver's functions, found by name at run time.
 //!
-//! They are looked up in the library that cudarc loads too, so that both talk to one driver; cudarc's
-//! own bindings are not used, since they panic where a function, or the library, is absent, and
-//! their structures change with the version of CUDA they are built for. What is passed here has
-//! been the same in every version since 11.2, and is written down as numbers:
+//! They are looked up in the library that cudarc loads too, so that both talk to one driver;
+//! cudarc's own bindings are not used, since they panic where a function, or the library, is
+//! absent, and their structures change with the version of CUDA they are built for. What is passed
+//! here has been the same in every version since 11.2, and is written down as numbers:
 //!
 //! ```text
 //!   location      { type: i32 = 1 (device), id: i32 }                               8 bytes
@@ -41,13 +41,15 @@ impl Code {
     pub(super) const NOT_SUPPORTED: Code = Code(801);
     pub(super) const NOT_READY: Code = Code(600);
     pub(super) const CAPTURE_UNSUPPORTED: Code = Code(900);
+    pub(super) const CAPTURE_IMPLICIT: Code = Code(906);
 
     /// Whether the context, or the driver, is beyond use from now on: what the driver calls sticky
     /// errors, and the end of the process.
     pub fn is_loss(self) -> bool {
         matches!(
             self.0,
-            3 | 4 | 46 | 100 | 201 | 214 | 220 | 221 | 226 | 700 | 702 | 708 | 709 | 710 | 714..=720 | 999
+            3 | 4 | 46 | 100 | 201 | 214 | 220 | 221 | 226 | 700 | 702 | 708 | 709 | 710 | 714
+                ..=720 | 999
         )
     }
 
@@ -136,6 +138,7 @@ table! {
         device_name: "cuDeviceGetName"(*mut c_char, i32, i32);
         context_current: "cuCtxGetCurrent"(*mut Handle);
         context_set: "cuCtxSetCurrent"(Handle);
+        context_device: "cuCtxGetDevice"(*mut i32);
         context_synchronize: "cuCtxSynchronize"();
         capture_mode: "cuThreadExchangeStreamCaptureMode"(*mut i32);
         mem_info: "cuMemGetInfo_v2"(*mut usize, *mut usize);
@@ -190,6 +193,16 @@ table! {
     /// Since CUDA 12.0.
     StreamIds {
         stream_id: "cuStreamGetId"(Handle, *mut u64);
+    }
+}
+
+table! {
+    /// The graph of a capture under way, since CUDA 11.3.
+    Graphs {
+        capture_info: "cuStreamGetCaptureInfo_v2"(
+            Handle, *mut i32, *mut u64, *mut Handle, *mut *const Handle, *mut usize
+        );
+        node_dependencies: "cuGraphNodeGetDependencies"(Handle, *mut Handle, *mut usize);
     }
 }
 
@@ -249,6 +262,8 @@ pub(super) const NON_BLOCKING: u32 = 1;
 pub(super) const DISABLE_TIMING: u32 = 2;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
 pub(super) const RELAXED: i32 = 2;
+/// `CU_STREAM_CAPTURE_STATUS_ACTIVE`.
+pub(super) const CAPTURE_ACTIVE: i32 = 1;
 /// `CU_MEMHOSTALLOC_PORTABLE`: pinned for all contexts.
 pub(super) const PORTABLE: u32 = 1;
 
@@ -282,6 +297,7 @@ pub(super) struct Driver {
     pages: Option<Pages>,
     pools: Option<Pools>,
     pub(super) ids: Option<StreamIds>,
+    pub(super) graphs: Option<Graphs>,
     /// Keeps the functions where they are.
     _library: Library,
 }
@@ -318,6 +334,7 @@ impl Driver {
             pages: Pages::find(&library).ok(),
             pools: Pools::find(&library).ok(),
             ids: StreamIds::find(&library).ok(),
+            graphs: Graphs::find(&library).ok(),
             _library: library,
         })
     }

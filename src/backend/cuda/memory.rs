@@ -11,9 +11,9 @@
 //! - P2: a chunk's handle is kept while it is mapped. Given up after mapping, as is usual, it would
 //!   have to be asked for again before the chunk can go elsewhere: one call more for each.
 //!
-//! A chunk costs the driver much the same whatever its size (some 70 µs to make, map and open, 57 µs
-//! to take down: vAttention, ASPLOS 2025), so sizes are the core's: see
-//! [`CudaAllocator::config`](crate::surface::cuda::CudaAllocator::recommended_config).
+//! A chunk costs the driver much the same whatever its size (some 70 µs to make, map and open, 57
+//! µs to take down: vAttention, ASPLOS 2025), so sizes are the core's: see
+//! [`CudaAllocator::recommended_config`](crate::CudaAllocator::recommended_config).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -141,7 +141,7 @@ impl Device {
         }
     }
 
-    fn range(&self, size: Bytes) -> Result<CudaMemory, GrowError> {
+    pub(super) fn range(&self, size: Bytes) -> Result<CudaMemory, GrowError> {
         let reserved = self.driver.reserve(size, self.granularity);
         let address = reserved.map_err(|code| grow_error("cuMemAddressReserve", code))?;
         Ok(CudaMemory { address, size, body: Body::Range(Mutex::default()) })
@@ -153,7 +153,7 @@ impl Device {
         Ok(CudaChunk { handle, size })
     }
 
-    fn put(
+    pub(super) fn put(
         &self,
         memory: &CudaMemory,
         offset: Bytes,
@@ -169,7 +169,12 @@ impl Device {
         }
     }
 
-    fn open_access(&self, memory: &CudaMemory, at: Bytes, size: Bytes) -> Result<(), GrowError> {
+    pub(super) fn open_access(
+        &self,
+        memory: &CudaMemory,
+        at: Bytes,
+        size: Bytes,
+    ) -> Result<(), GrowError> {
         let opened = self.driver.set_access(memory.address + at, size, &self.access);
         opened.map_err(|code| grow_error("cuMemSetAccess", code))
     }

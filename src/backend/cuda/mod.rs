@@ -16,13 +16,13 @@
 //! one.
 //!
 //! **Where memory comes from** ([`CudaSource`]): virtual memory, where the device has it; else a
-//! stream-ordered pool of our own, which keeps what is freed until it is trimmed; else `cuMemAlloc`.
-//! Freeing the latter makes the driver wait for the whole device, so does freeing a segment of the
-//! others here.
+//! stream-ordered pool of our own, which keeps what is freed until it is trimmed; else
+//! `cuMemAlloc`. Freeing the latter makes the driver wait for the whole device, so does freeing a
+//! segment of the others here.
 //!
-//! **Refusals.** What the driver refuses once is tried again, or done in a slower way: an event that
-//! cannot be had becomes a wait of the host, memory that is not taken back is offered again later.
-//! Only the driver's sticky errors, after which no call succeeds, are a loss.
+//! **Refusals.** What the driver refuses once is tried again, or done in a slower way: an event
+//! that cannot be had becomes a wait of the host, memory that is not taken back is offered again
+//! later. Only the driver's sticky errors, after which no call succeeds, are a loss.
 
 mod calls;
 mod device;
@@ -30,17 +30,22 @@ mod driver;
 mod memory;
 mod pinned;
 mod probe;
+#[cfg(unix)]
+mod share;
 mod streams;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use cudarc::driver::CudaContext;
+use cudarc::driver::{CudaContext, CudaStream};
 
 pub use driver::Code;
 pub use memory::{CudaChunk, CudaMemory, CudaView, CudaVirtual};
 pub use pinned::{CudaPinned, PinnedMemory, PinnedView};
 pub use probe::{CudaUnavailable, device_count};
+#[cfg(unix)]
+pub use share::{ImportedMemory, ShareError, SharedMemory};
 pub use streams::{CudaEvent, CudaStreamId};
 
 use super::{Backend, GrowError, Limits, Lost, MemoryKind};
@@ -132,13 +137,52 @@ impl Cuda {
         identify().or_else(|_| identify()).map_err(|code| lost("cuStreamGetId", code))
     }
 
-    /// Whether a stream is being captured, as the driver has it.
+    /// Keeps a stream of cudarc, whose handle stays its own until [`let_go`](Self::let_go). It is
+    /// kept as long as the device: what is allocated may outlive the allocator.
+    pub(crate) fn keep(&self, stream: &Arc<CudaStream>) {
+        self.kept().insert(stream.cu_stream() as usize, Arc::clone(stream));
+    }
+
+    /// Whether nobody else has a stream that is kept.
+    pub(crate) fn is_idle(&self, handle: usize) -> bool {
+        self.kept().get(&handle).is_some_and(|stream| Arc::strong_count(stream) == 1)
+    }
+
+    /// Lets a stream go, which is destroyed with its last owner. Nobody asks about it any more.
+    pub(crate) fn let_go(&self, handle: usize) {
+        let stream = self.kept().remove(&handle);
+        drop(stream);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<usize, Arc<CudaStream>>> {
+        self.device.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A capture is about to begin: nothing is waited for that would break it.
     pub(crate) fn announce_capture(&self) {
         self.device.captures.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// It has ended.
     pub(crate) fn end_capture(&self) {
         self.device.captures.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Copies between any places, each `(to, from, bytes)`, and waits until that is done.
+    pub(crate) fn copy_all(
+        &self,
+        copies: impl Iterator<Item = (u64, u64, Bytes)>,
+    ) -> Result<(), Code> {
+        let device = &self.device;
+        let _entry = device.enter().or_else(|_| device.enter())?;
+        let (driver, stream) = (device.driver, device.stream);
+        // What is refused once may pass the second time: contents would be lost with a copy.
+        let twice = |call: &dyn Fn() -> Result<(), Code>| call().or_else(|_| call());
+        let mut copies = copies;
+        let copied =
+            copies.try_for_each(|(to, from, size)| twice(&|| driver.copy(to, from, size, stream)));
+        // Whatever was submitted is over when this returns.
+        copied.and(twice(&|| driver.synchronize_stream(stream)))
     }
 
     /// Blocks until the device has done all that was submitted.
@@ -150,7 +194,9 @@ impl Cuda {
             let _entry = self.device.enter()?;
             self.device.quiesce()
         };
-        wait().map_err(|code| lost("cuCtxSynchronize", code))
+        // While a stream is captured nothing was asked, and is not to be.
+        let again = |code| if code == Code::CAPTURE_UNSUPPORTED { Err(code) } else { wait() };
+        wait().or_else(again).map_err(|code| lost("cuCtxSynchronize", code))
     }
 }
 
@@ -162,8 +208,9 @@ impl Backend for Cuda {
     type Virtual = CudaVirtual;
 
     fn describe(&self) -> String {
-        let device = &self.device;
-        format!("{} (CUDA device {}), {} bytes", device.name, device.number, device.total)
+        let Device { name, number, version, total, .. } = &*self.device;
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        format!("{name} (CUDA device {number}, driver for CUDA {major}.{minor}), {total} bytes")
     }
 
     fn limits(&self) -> Limits {
@@ -222,6 +269,11 @@ impl Backend for Cuda {
 
     fn wait_on(&self, stream: CudaStreamId, event: &CudaEvent) -> Result<(), Lost> {
         self.device.inside(|device| device.order(stream, event))
+    }
+
+    fn is_joined(&self, earlier: CudaStreamId, later: CudaStreamId) -> bool {
+        let Ok(_entry) = self.device.enter() else { return false };
+        self.device.is_joined(earlier, later).unwrap_or(false)
     }
 
     fn free_bytes(&self) -> Option<Bytes> {

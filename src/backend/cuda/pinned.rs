@@ -19,12 +19,10 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::Cuda;
 use super::device::{Device, Holding, grow_error};
 use super::streams::{CudaEvent, CudaStreamId};
-use super::Cuda;
-use crate::backend::{
-    Backend, GrowError, Host, HostVisible, Limits, Lost, MemoryKind, NoVirtual,
-};
+use crate::backend::{Backend, GrowError, Host, HostVisible, Limits, Lost, MemoryKind, NoVirtual};
 use crate::units::{Bytes, KIB, SEGMENT_MAX, align_down};
 
 /// Segments are multiples of this: whole pages on every system.
@@ -161,6 +159,11 @@ impl Backend for CudaPinned {
     /// Not called, as `device_wait` is off; the host waits.
     fn wait_on(&self, _stream: CudaStreamId, event: &CudaEvent) -> Result<(), Lost> {
         self.wait(event)
+    }
+
+    /// Nothing is captured here.
+    fn is_joined(&self, _earlier: CudaStreamId, _later: CudaStreamId) -> bool {
+        false
     }
 
     fn free_bytes(&self) -> Option<Bytes> {

@@ -18,6 +18,7 @@
 //! - S3: another thread's per-thread stream can only be reached through the legacy stream, which
 //!   comes after all work of it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +34,7 @@ const LEGACY: Handle = 1;
 const PER_THREAD: Handle = 2;
 
 /// A stream of a CUDA context. Copying it keeps nothing alive; see
-/// [`CudaAllocator::stream`](crate::surface::cuda::CudaAllocator::stream) for one that does.
+/// [`CudaAllocator::on`](crate::CudaAllocator::on) for one that does.
 #[derive(Clone, Copy)]
 pub struct CudaStreamId {
     pub(super) handle: Handle,
@@ -152,7 +153,7 @@ impl Device {
         }
         let outcome = self.handle_here(stream).and_then(|handle| {
             let handle = handle.unwrap_or(LEGACY); // S3
-            match self.driver.is_capturing(handle)? {
+            match self.is_capturing(handle)? {
                 true => Ok(State::Open(stream)),
                 false => self.record_event(handle).map(State::Recorded),
             }
@@ -164,6 +165,20 @@ impl Device {
                 let handle = if stream.handle == PER_THREAD { LEGACY } else { stream.handle };
                 self.insist(|| self.driver.synchronize_stream(handle)).map(|()| State::Complete)
             }
+        }
+    }
+
+    /// Whether the stream is captured, or may not be used before others have ended their capture.
+    /// Asked twice: not to know would be to wait for the stream, which breaks its capture (S1).
+    fn is_capturing(&self, stream: Handle) -> Result<bool, Code> {
+        let asked = self.driver.is_capturing(stream);
+        match asked.or_else(|code| match code {
+            Code::CAPTURE_IMPLICIT => Err(code),
+            _ => self.driver.is_capturing(stream),
+        }) {
+            // The default stream, while one that waits for it is captured.
+            Err(Code::CAPTURE_IMPLICIT) => Ok(true),
+            answer => answer,
         }
     }
 
@@ -179,8 +194,8 @@ impl Device {
         }
     }
 
-    /// Waits as `wait` says, or for everything; if the driver refuses that too, nothing can be known
-    /// any more.
+    /// Waits as `wait` says, or for everything; if the driver refuses that too, nothing can be
+    /// known any more.
     fn insist(&self, wait: impl Fn() -> Result<(), Code>) -> Result<(), Lost> {
         let outcome = wait().or_else(|_| wait()).or_else(|_| self.quiesce());
         outcome.map_err(|code| lost("waiting for the device", code))
@@ -222,11 +237,41 @@ impl Device {
         }
     }
 
+    /// Whether all that was captured on `earlier` comes before what `later` captures next: every
+    /// node at the end of the one is an ancestor of those at the end of the other. O(nodes).
+    pub(super) fn is_joined(
+        &self,
+        earlier: CudaStreamId,
+        later: CudaStreamId,
+    ) -> Result<bool, Code> {
+        let Some(earlier) = self.handle_here(earlier)? else { return Ok(false) };
+        let Some(later) = self.handle_here(later)? else { return Ok(false) };
+        let ends = |stream| self.driver.capture_ends(stream);
+        let (Some((first, sought)), Some((second, ends))) = (ends(earlier)?, ends(later)?) else {
+            return Ok(false);
+        };
+        if first != second {
+            return Ok(false);
+        }
+        let mut sought: HashSet<Handle> = sought.into_iter().collect();
+        let mut seen: HashSet<Handle> = ends.iter().copied().collect();
+        let mut nodes = ends;
+        while let Some(node) = nodes.pop() {
+            sought.remove(&node);
+            if sought.is_empty() {
+                break;
+            }
+            let before = self.driver.node_dependencies(node)?;
+            nodes.extend(before.into_iter().filter(|&node| seen.insert(node)));
+        }
+        Ok(sought.is_empty())
+    }
+
     /// Makes later work on `stream` wait for the mark.
     pub(super) fn order(&self, stream: CudaStreamId, event: &CudaEvent) -> Result<(), Lost> {
         let State::Recorded(mark) = self.settle(event)? else { return self.wait_event(event) };
         let ordered = self.handle_here(stream).and_then(|handle| match handle {
-            Some(handle) if !self.driver.is_capturing(handle)? => {
+            Some(handle) if !self.is_capturing(handle)? => {
                 self.driver.stream_wait(handle, mark).map(|()| true)
             }
             _ => Ok(false),

@@ -90,6 +90,11 @@ impl Backend for Sim {
         Ok(())
     }
 
+    /// A capture is the program's word for it here: what counts is who waits for whom.
+    fn is_joined(&self, earlier: u32, later: u32) -> bool {
+        self.state().timeline.is_joined(earlier, later)
+    }
+
     fn free_bytes(&self) -> Option<Bytes> {
         let state = self.state();
         Some(state.space.capacity.saturating_sub(state.space.used))

@@ -145,6 +145,13 @@ impl Timeline {
         work.stream == id || self.is_done(work) || known.is_some_and(|&at| at >= work.position)
     }
 
+    /// Whether the next work of `later` was made to wait for all of `earlier` so far.
+    pub(super) fn is_joined(&self, earlier: u32, later: u32) -> bool {
+        let submitted = self.streams.get(&earlier).map_or(0, |stream| stream.submitted);
+        let known = self.streams.get(&later).and_then(|stream| stream.knows.get(&earlier));
+        earlier == later || known.is_some_and(|&at| at >= submitted)
+    }
+
     /// Finishes the event, and first of all whatever it waits for.
     pub(super) fn complete_event(&mut self, event: &SimEvent) {
         self.finish(&event.clock);

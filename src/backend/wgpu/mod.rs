@@ -372,6 +372,11 @@ impl Backend for Wgpu {
         self.check()
     }
 
+    /// Nothing is captured here.
+    fn is_joined(&self, _earlier: u32, _later: u32) -> bool {
+        false
+    }
+
     fn free_bytes(&self) -> Option<Bytes> {
         self.memory_info().map(|info| info.free)
     }

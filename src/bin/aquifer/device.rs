@@ -126,6 +126,10 @@ impl Backend for CountedHost {
         self.host.wait_on(stream, event)
     }
 
+    fn is_joined(&self, earlier: u32, later: u32) -> bool {
+        self.host.is_joined(earlier, later)
+    }
+
     fn free_bytes(&self) -> Option<Bytes> {
         self.host.free_bytes()
     }

@@ -12,8 +12,8 @@
 //! the allocator's own do.
 //!
 //! - B1: `len * size_of::<T>()` is at most the allocation's size.
-//! - B2: whom cudarc gives the address for work on a stream has that stream recorded first, unless it
-//!   is the buffer's own.
+//! - B2: whom cudarc gives the address for work on a stream has that stream recorded first, unless
+//!   it is the buffer's own.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -37,7 +37,8 @@ const PER_THREAD: usize = 2;
 
 /// `len` values of type `T` on the device; dropping it frees them.
 ///
-/// It goes wherever a `CudaSlice` goes that takes cudarc's traits: copies, cuBLAS, kernel arguments.
+/// It goes wherever a `CudaSlice` goes that takes cudarc's traits: copies, cuBLAS, kernel
+/// arguments.
 pub struct CudaBuffer<T> {
     allocation: Allocation<Cuda>,
     /// As kernels are given it: a reference to it is what is pushed.
@@ -167,6 +168,7 @@ impl<T> fmt::Debug for CudaBuffer<T> {
 }
 
 /// Some values of a [`CudaBuffer`], shared.
+#[derive(Debug)]
 pub struct CudaBufferView<'a, T> {
     buffer: &'a CudaBuffer<T>,
     address: CUdeviceptr,
@@ -174,6 +176,7 @@ pub struct CudaBufferView<'a, T> {
 }
 
 /// Some values of a [`CudaBuffer`], exclusive.
+#[derive(Debug)]
 pub struct CudaBufferViewMut<'a, T> {
     buffer: &'a mut CudaBuffer<T>,
     address: CUdeviceptr,
@@ -181,6 +184,7 @@ pub struct CudaBufferViewMut<'a, T> {
 }
 
 /// A [`CudaBuffer`] as a `CudaSlice`, while it is borrowed.
+#[derive(Debug)]
 pub struct BorrowedSlice<'a, T> {
     slice: ManuallyDrop<CudaSlice<T>>,
     _buffer: PhantomData<&'a mut CudaBuffer<T>>,

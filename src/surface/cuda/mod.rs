@@ -12,12 +12,12 @@
 //! # Streams
 //!
 //! A buffer belongs to the stream it was allocated on: dropped, that stream has its bytes back at
-//! once, with no event and no call of the driver. Used on another stream through cudarc's copies and
-//! libraries, or by a kernel of which [`CudaBuffer::record_on`] tells, that stream is recorded, and
-//! nobody gets the bytes before both are past their uses. What *order* the work of two streams has
-//! is the program's business, as ever (`CudaStream::wait`, `join`).
+//! once, with no event and no call of the driver. Used on another stream through cudarc's copies
+//! and libraries, or by a kernel of which [`CudaBuffer::record_on`] tells, that stream is recorded,
+//! and nobody gets the bytes before both are past their uses. What *order* the work of two streams
+//! has is the program's business, as ever (`CudaStream::wait`, `join`).
 //!
-//! The allocator keeps an `Arc<CudaStream>` alive as long as it knows the stream, so none is
+//! The backend keeps an `Arc<CudaStream>` as long as the stream is known, so none is
 //! destroyed while memory waits for it; when nobody else has it any more, it is forgotten at the
 //! next stream that is new, or by [`CudaAllocator::forget_idle_streams`].
 //!
@@ -27,9 +27,11 @@
 //! | `buffer`  | typed buffers and views, cudarc's traits for them |
 //! | `pinned`  | typed pinned buffers, copies |
 //! | `capture` | graph captures |
+//! | `pause`   | memory that leaves the device and comes back |
 
 mod buffer;
 mod capture;
+mod pause;
 mod pinned;
 mod streams;
 
@@ -42,11 +44,14 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 pub use buffer::{BorrowedSlice, CudaBuffer, CudaBufferView, CudaBufferViewMut};
 pub use capture::CudaCapture;
+pub use pause::Contents;
 pub use pinned::PinnedBuffer;
 pub use streams::OnStream;
 
-use crate::allocator::{AllocError, Allocator, Stream};
+use crate::allocator::{AllocError, Allocation, Allocator, PauseError, Stream};
 use crate::backend::cuda::Code;
+#[cfg(unix)]
+use crate::backend::cuda::{ShareError, SharedMemory};
 use crate::backend::{Cuda, CudaOptions, CudaPinned, CudaSource, CudaUnavailable, Lost};
 use crate::config::{Config, ConfigError};
 use crate::units::{Bytes, MIB};
@@ -66,6 +71,8 @@ pub enum CudaError {
     Alloc(AllocError),
     /// The driver refused a copy or the like.
     Driver(Code),
+    /// Memory cannot be paused or resumed now.
+    Pause(PauseError),
     /// The device is gone.
     Lost(Lost),
 }
@@ -75,6 +82,7 @@ impl fmt::Display for CudaError {
         match self {
             Self::Alloc(error) => error.fmt(f),
             Self::Driver(code) => code.fmt(f),
+            Self::Pause(error) => error.fmt(f),
             Self::Lost(lost) => lost.fmt(f),
         }
     }
@@ -85,6 +93,7 @@ impl std::error::Error for CudaError {
         match self {
             Self::Alloc(error) => Some(error),
             Self::Driver(code) => Some(code),
+            Self::Pause(error) => Some(error),
             Self::Lost(lost) => Some(lost),
         }
     }
@@ -93,6 +102,12 @@ impl std::error::Error for CudaError {
 impl From<AllocError> for CudaError {
     fn from(error: AllocError) -> Self {
         Self::Alloc(error)
+    }
+}
+
+impl From<PauseError> for CudaError {
+    fn from(error: PauseError) -> Self {
+        Self::Pause(error)
     }
 }
 
@@ -180,6 +195,7 @@ pub struct CudaAllocator {
 struct Shared {
     core: Allocator<Cuda>,
     pinned: OnceLock<Allocator<CudaPinned>>,
+    pausable: pause::Pausable,
     /// Dropped last: the allocators may still wait for a stream when they go.
     streams: streams::Known,
 }
@@ -213,8 +229,8 @@ impl CudaAllocator {
     /// If the configuration is not valid.
     pub fn with(backend: Cuda, config: Config) -> Result<Self, ConfigError> {
         let core = Allocator::try_new(backend, config)?;
-        let streams = streams::Known::default();
-        Ok(Self { shared: Arc::new(Shared { core, streams, pinned: OnceLock::new() }) })
+        let (streams, pausable) = (streams::Known::default(), pause::Pausable::default());
+        Ok(Self { shared: Arc::new(Shared { core, streams, pinned: OnceLock::new(), pausable }) })
     }
 
     /// The default policy for memory from such a source. With virtual memory: expandable segments
@@ -268,7 +284,7 @@ impl CudaAllocator {
     /// Forgets the streams that nobody else has any more, whose handles are destroyed with that;
     /// returns how many. Their cached memory goes on to serve other streams.
     pub fn forget_idle_streams(&self) -> usize {
-        self.shared.streams.sweep(|gone| {
+        self.shared.streams.sweep(self.backend(), |gone| {
             self.shared.core.forget_stream(gone);
             if let Some(pinned) = self.shared.pinned.get() {
                 pinned.forget_stream(gone);
@@ -290,6 +306,20 @@ impl CudaAllocator {
     pub fn maintain(&self, now: Duration) -> Bytes {
         let pinned = self.shared.pinned.get().map_or(0, |pinned| pinned.maintain(now));
         self.shared.core.maintain(now) + pinned
+    }
+
+    /// An allocation for other processes, which [`Cuda::import`] it there. Keep the allocation as
+    /// long as they use it: what is freed may be moved, and is another's then.
+    ///
+    /// # Errors
+    /// [`ShareError::NotExportable`] if the device was opened without
+    /// [`CudaOptions::exportable`], or the allocation is empty; what the driver refuses.
+    #[cfg(unix)]
+    pub fn share(&self, allocation: &Allocation<Cuda>) -> Result<SharedMemory, ShareError> {
+        let (offset, size) = (allocation.offset(), allocation.size());
+        let backend = self.backend();
+        let shared = allocation.with_memory(|memory| backend.export(memory, offset, size));
+        shared.unwrap_or(Err(ShareError::NotExportable))
     }
 
     /// Blocks until the device has done all that was submitted.

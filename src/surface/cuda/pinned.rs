@@ -7,7 +7,8 @@
 //!
 //! - N1: the CPU reads and writes the values only when every copy that it was told of is done; so a
 //!   buffer can be given to the next copy while the last runs, and read as soon as that is over.
-//! - N2: dropped with copies under way, the memory is cached, and nobody has it before they are done.
+//! - N2: dropped with copies under way, the memory is cached, and nobody has it before they are
+//!   done.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -18,9 +19,10 @@ use cudarc::driver::{
 };
 
 use super::{CudaAllocator, CudaError, OnStream};
-use crate::allocator::AllocError;
+use crate::allocator::{AllocError, PoolOptions};
 use crate::backend::{Backend, CudaEvent, CudaPinned, Lost};
-use crate::vec::DeviceVec;
+use crate::units::Bytes;
+use crate::vec::{DeviceVec, FromAllocationError};
 
 /// `len` values in pinned memory of the host; dropping it caches the memory.
 ///
@@ -40,13 +42,43 @@ impl<T: Pod> fmt::Debug for PinnedBuffer<T> {
 }
 
 impl CudaAllocator {
-    /// `len` zeros in pinned memory of the host.
+    /// `len` zeros in pinned memory of the host. A copy that is *captured* uses the buffer again
+    /// with every replay: keep it as long as the graph.
+    ///
+    /// [`PinnedConfig`](crate::config::PinnedConfig) of this allocator's configuration says what is
+    /// rounded and what is not cached.
     ///
     /// # Errors
     /// As [`Allocator::allocate`](crate::Allocator::allocate), of [`pinned`](Self::pinned).
     #[track_caller]
     pub fn alloc_pinned<T: Pod>(&self, len: usize) -> Result<PinnedBuffer<T>, AllocError> {
-        let values = DeviceVec::zeroed(self.pinned(), len)?;
+        let (pinned, config) = (self.pinned(), &self.config().pinned);
+        let bytes = (len as Bytes).saturating_mul(size_of::<T>() as Bytes);
+        let is_cached = config.max_cached_size.is_none_or(|largest| bytes <= largest);
+        let rounds = config.max_round_threshold.is_none_or(|largest| bytes <= largest);
+        let rounded = bytes.checked_next_power_of_two().filter(|_| rounds && is_cached);
+        let size = rounded.filter(|_| bytes > 0).unwrap_or(bytes);
+        // What is not cached has a pool that nobody keeps: freed, it goes, when its copies are
+        // done.
+        let options = PoolOptions { exclusive: true, ..PoolOptions::default() };
+        let pool = (!is_cached).then(|| pinned.create_pool(options));
+        let mut request = pinned.request(size).align(align_of::<T>() as Bytes);
+        if let Some(pool) = &pool {
+            request = request.pool(pool);
+        }
+        let allocation = request.allocate()?;
+        drop(pool);
+        let values = DeviceVec::from_allocation(allocation, len);
+        let mut values = values.map_err(|error| match error {
+            FromAllocationError::DeviceLost(lost) => AllocError::DeviceLost(lost),
+            FromAllocationError::TooSmall { needed, size } => {
+                AllocError::TooLarge { requested: needed, limit: size }
+            }
+            FromAllocationError::Misaligned { needed } => {
+                AllocError::Alignment { requested: needed, limit: 1 }
+            }
+        })?;
+        bytemuck::fill_zeroes(values.as_mut_slice());
         Ok(PinnedBuffer { values, memory: self.clone(), copies: Mutex::default() })
     }
 }
@@ -171,8 +203,8 @@ impl OnStream {
         from.copy(self, |from| self.cuda_stream().memcpy_htod(from.values.as_slice(), to))
     }
 
-    /// Copies all values of `from` to the beginning of `to`, beside the CPU: [`PinnedBuffer::slice`]
-    /// has them when the copy is done.
+    /// Copies all values of `from` to the beginning of `to`, beside the CPU:
+    /// [`PinnedBuffer::slice`] has them when the copy is done.
     ///
     /// # Errors
     /// As [`copy_to_device`](Self::copy_to_device).

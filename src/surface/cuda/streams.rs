@@ -1,13 +1,13 @@
 //! Which stream of cudarc is which of ours.
 //!
 //! ```text
-//!   handle ─▶ (Arc<CudaStream>, Stream<Cuda>)      found without the driver
-//!   2      ─▶ who asks? ─▶ number ─▶ …             a stream for each thread
+//!   handle ─▶ Stream<Cuda>                found without the driver
+//!   2      ─▶ who asks? ─▶ number ─▶ …    a stream for each thread
 //! ```
 //!
-//! - K1: a handle in the table is kept by its `Arc`, so it is not destroyed, and no other stream
-//!   gets it, while it is there.
-//! - K2: a stream that is taken out was forgotten by the allocator before its `Arc` is dropped.
+//! - K1: the backend keeps the `Arc` of every handle in the table, so none is destroyed, and no
+//!   other stream gets it, while it is there.
+//! - K2: a stream that is taken out is forgotten by the allocator before the backend lets it go.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,13 +27,13 @@ const PER_THREAD: usize = 2;
 /// The streams that an allocator knows.
 #[derive(Default)]
 pub(super) struct Known {
-    by_handle: Mutex<HashMap<usize, (Arc<CudaStream>, Stream<Cuda>)>>,
+    by_handle: Mutex<Table>,
 }
 
-type Table<'a> = MutexGuard<'a, HashMap<usize, (Arc<CudaStream>, Stream<Cuda>)>>;
+type Table = HashMap<usize, Stream<Cuda>>;
 
 impl Known {
-    fn table(&self) -> Table<'_> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.by_handle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -44,15 +44,16 @@ impl Known {
         stream: &Arc<CudaStream>,
     ) -> Result<Stream<Cuda>, Lost> {
         let handle = stream.cu_stream() as usize;
-        // SAFETY: the handle is of a live stream of cudarc, of the allocator's context as the caller
-        // has checked; K1 and K2 keep it alive until it is forgotten.
+        // SAFETY: the handle is of a live stream of cudarc, of the allocator's context as the
+        // caller has checked; K1 and K2 keep it alive until it is forgotten.
         let raw = unsafe { core.backend().stream_of(handle) }?;
-        let known = core.stream(raw);
-        if handle != PER_THREAD {
-            // Another thread may have been first, with the same stream.
-            self.table().entry(handle).or_insert((Arc::clone(stream), known.clone()));
+        if handle == PER_THREAD {
+            return Ok(core.stream(raw));
         }
-        Ok(known)
+        core.backend().keep(stream);
+        let known = core.stream(raw);
+        // Another thread may have been first, with the same stream.
+        Ok(self.table().entry(handle).or_insert(known).clone())
     }
 
     /// Our handle of a stream that is known, or need not be kept: the default one, or the calling
@@ -66,19 +67,22 @@ impl Known {
             let raw = unsafe { core.backend().stream_of(handle) }.ok()?;
             return Some(core.stream(raw));
         }
-        self.table().get(&handle).map(|(_, known)| known.clone())
+        self.table().get(&handle).cloned()
     }
 
     /// Forgets the streams that nobody else has (K2).
-    pub(super) fn sweep(&self, forget: impl Fn(CudaStreamId)) -> usize {
+    pub(super) fn sweep(&self, cuda: &Cuda, forget: impl Fn(CudaStreamId)) -> usize {
         let mut table = self.table();
-        let idle = |stream: &Arc<CudaStream>| Arc::strong_count(stream) == 1;
-        let gone: Vec<usize> =
-            table.iter().filter(|(_, known)| idle(&known.0)).map(|(&handle, _)| handle).collect();
+        let idle: Vec<usize> =
+            table.keys().copied().filter(|&handle| cuda.is_idle(handle)).collect();
         // Out of the table first: nobody can find them, and the lock is not held across the driver.
-        let gone: Vec<_> = gone.iter().filter_map(|handle| table.remove(handle)).collect();
+        let gone: Vec<_> =
+            idle.iter().filter_map(|&handle| Some((handle, table.remove(&handle)?))).collect();
         drop(table);
-        gone.iter().for_each(|(_, known)| forget(known.raw()));
+        for (handle, known) in &gone {
+            forget(known.raw());
+            cuda.let_go(*handle);
+        }
         gone.len()
     }
 }
@@ -161,18 +165,23 @@ impl OnStream {
             let limit = crate::backend::Backend::limits(self.memory.backend()).segment_max;
             AllocError::TooLarge { requested: Bytes::MAX, limit }
         })?;
-        let request = self.memory.request(size).on(&self.known).tag(tag);
-        let allocation = match tag == Tag::default() {
-            true => self.allocate(size)?,
-            false => request.allocate()?,
-        };
+        if tag == Tag::default() {
+            return Ok(CudaBuffer::new(self.allocate(size)?, len, self));
+        }
+        let pool = self.memory.pool_of_tag(tag);
+        let mut request = self.memory.request(size).on(&self.known).tag(tag);
+        if let Some(pool) = &pool {
+            request = request.pool(pool);
+        }
+        let allocation = request.allocate()?;
         Ok(CudaBuffer::new(allocation, len, self))
     }
 
     /// `len` zeros.
     ///
     /// # Errors
-    /// [`CudaError::Alloc`] if there is no memory, [`CudaError::Driver`] if it could not be cleared.
+    /// [`CudaError::Alloc`] if there is no memory, [`CudaError::Driver`] if it could not be
+    /// cleared.
     #[track_caller]
     pub fn alloc_zeros<T: DeviceRepr + ValidAsZeroBits>(
         &self,
@@ -195,7 +204,8 @@ impl OnStream {
         &self,
         values: &S,
     ) -> Result<CudaBuffer<T>, CudaError> {
-        // SAFETY: all of it is written on the stream before anything else can be done with it there.
+        // SAFETY: all of it is written on the stream before anything else can be done with it
+        // there.
         let mut buffer = unsafe { self.alloc(values.len()) }?;
         if !buffer.is_empty() {
             self.stream.memcpy_htod(values, &mut buffer)?;

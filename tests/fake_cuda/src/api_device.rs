@@ -168,8 +168,9 @@ driver! {
         }
     }
 
-    cuCtxGetDevice(device: Out<i32>) CONTEXT(0) |driver| {
-        device.set(driver.device as i32)
+    // To ask whether the current context lives is no misuse.
+    cuCtxGetDevice(device: Out<i32>) FREE(0) |driver| {
+        device.set(driver.current_device().ok_or(Code::INVALID_CONTEXT)? as i32)
     }
 
     cuCtxSetFlags(flags: u32) CONTEXT(flags) |driver| {

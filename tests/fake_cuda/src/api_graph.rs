@@ -40,10 +40,30 @@ driver! {
         status.set(state)?;
         if state == STATUS_ACTIVE {
             id.set_if_asked(capture);
-            graph.set_if_asked(0);
-            dependencies.set_if_asked(0);
-            dependency_count.set_if_asked(0);
+            graph.set_if_asked(capture);
+            let id = driver.stream(stream)?;
+            let ends = driver.capture_ends(id, capture);
+            dependencies.set_if_asked(ends.as_ptr() as u64);
+            dependency_count.set_if_asked(ends.len());
         }
+        Ok(())
+    }
+
+    cuGraphNodeGetDependencies(node: u64, dependencies: *mut u64, count: *mut usize)
+    DRIVER(node) |driver| {
+        let before = driver.node_dependencies(node)?;
+        // SAFETY: the caller has one number there: how many it has room for.
+        let room = unsafe { count.read() };
+        if !dependencies.is_null() {
+            for (at, &node) in before.iter().enumerate().take(room) {
+                // SAFETY: the caller has room for so many.
+                let place = unsafe { dependencies.add(at) };
+                // SAFETY: as above.
+                unsafe { place.write(node) };
+            }
+        }
+        // SAFETY: the caller's own number.
+        unsafe { count.write(before.len()) };
         Ok(())
     }
 

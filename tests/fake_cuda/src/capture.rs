@@ -38,6 +38,36 @@ pub(crate) struct Capture {
     pub(crate) is_valid: bool,
     work: Vec<Work>,
     clocks: BTreeMap<u64, Clock>,
+    nodes: Nodes,
+}
+
+/// The graph as it grows: one node for each piece of work.
+#[derive(Debug, Default)]
+struct Nodes {
+    /// The node of the so-manieth work of a stream, from 1 on.
+    handles: BTreeMap<(u64, u64), u64>,
+    /// What each node comes after.
+    dependencies: BTreeMap<u64, Vec<u64>>,
+    /// What the next work of each stream will come after.
+    ends: BTreeMap<u64, Vec<u64>>,
+}
+
+impl Nodes {
+    fn add(&mut self, stream: u64, count: u64, node: u64) {
+        let before = self.ends.insert(stream, vec![node]).unwrap_or_default();
+        self.dependencies.insert(node, before);
+        self.handles.insert((stream, count), node);
+    }
+
+    fn join(&mut self, stream: u64, clock: &Clock) {
+        let nodes = clock.iter().filter_map(|(&other, &count)| self.handles.get(&(other, count)));
+        let ends = self.ends.entry(stream).or_default();
+        for &node in nodes {
+            if !ends.contains(&node) {
+                ends.push(node);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -123,8 +153,15 @@ impl Driver {
         let number = thread::with(self.epoch, |thread| thread.number);
         let capture = self.timeline.new_identity();
         let clocks = BTreeMap::from([(id, Clock::new())]);
-        let begun =
-            Capture { mode, thread: number, origin: id, is_valid: true, work: Vec::new(), clocks };
+        let begun = Capture {
+            mode,
+            thread: number,
+            origin: id,
+            is_valid: true,
+            work: Vec::new(),
+            clocks,
+            nodes: Nodes::default(),
+        };
         self.timeline.captures.insert(capture, begun);
         self.set_capture(id, Some(capture));
         Ok(())
@@ -149,8 +186,26 @@ impl Driver {
             return Err(self.no_memory_nodes(capture));
         }
         capture_now.work.push(work);
-        *capture_now.clocks.entry(id).or_default().entry(id).or_insert(0) += 1;
+        let count = capture_now.clocks.entry(id).or_default().entry(id).or_insert(0);
+        *count += 1;
+        let count = *count;
+        let node = self.new_handle();
+        self.valid_capture(capture)?.nodes.add(id, count, node);
         Ok(())
+    }
+
+    /// The nodes that the next work of a stream will come after. They stay where they are until the
+    /// stream's next work.
+    pub(crate) fn capture_ends(&self, id: u64, capture: u64) -> &[u64] {
+        let nodes = &self.timeline.captures[&capture].nodes;
+        nodes.ends.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// What a node of a capture under way comes after.
+    pub(crate) fn node_dependencies(&mut self, node: u64) -> Answer<Vec<u64>> {
+        let mut captures = self.timeline.captures.values();
+        let found = captures.find_map(|capture| capture.nodes.dependencies.get(&node).cloned());
+        found.ok_or_else(|| self.misuse(Code::INVALID_VALUE, format!("{node:#x} is no node")))
     }
 
     /// Stream-ordered memory in a capture becomes nodes of the graph; the fake has none.
@@ -181,7 +236,9 @@ impl Driver {
             let text = "the legacy stream would join a capture";
             return Err(self.misuse(Code::CAPTURE_IMPLICIT, text));
         }
-        let merged = self.valid_capture(capture)?.clocks.entry(id).or_default();
+        let joined = self.valid_capture(capture)?;
+        joined.nodes.join(id, &clock);
+        let merged = joined.clocks.entry(id).or_default();
         for (stream, count) in clock {
             let known = merged.entry(stream).or_insert(0);
             *known = (*known).max(count);

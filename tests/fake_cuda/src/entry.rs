@@ -142,7 +142,7 @@ impl Driver {
     }
 
     /// The device of the calling thread's context, if that is alive.
-    fn current_device(&self) -> Option<usize> {
+    pub(crate) fn current_device(&self) -> Option<usize> {
         let current = thread::with(self.epoch, |thread| thread.contexts.last().copied());
         self.device_of_context(current?)
     }
