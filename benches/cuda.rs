@@ -14,15 +14,15 @@
 //!   that is free back whenever somebody waits for the device;
 //! - *async, tuned*: the same with a release threshold that keeps everything.
 //!
-//! All take turns within a round, and ratios are taken round by round. Times are on the wall, since a
-//! driver may well sleep.
+//! All take turns within a round, and ratios are taken round by round. Times are on the wall, since
+//! a driver may well sleep.
 //!
-//! With `AQUIFER_CUDA=real`, on the first device of this machine. Without, on the fake driver of the
-//! tests: there the driver's own times are those of a mutex and a map, so they say nothing, and ours
-//! are what this crate adds to any driver.
+//! With `AQUIFER_CUDA=real`, on the first device of this machine. Without, on the fake driver of
+//! the tests: there the driver's own times are those of a mutex and a map, so they say nothing, and
+//! ours are what this crate adds to any driver.
 //!
-//! `cargo bench --bench cuda --no-default-features --features cuda,cli`; add `-- --json` for lines of
-//! JSON.
+//! `cargo bench --bench cuda --no-default-features --features cuda,cli`; add `-- --json` for lines
+//! of JSON.
 
 #[cfg(target_os = "linux")]
 #[path = "../tests/support/cuda.rs"]

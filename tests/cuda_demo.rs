@@ -1,7 +1,8 @@
-//! `aquifer demo` on a CUDA device: its figures, what it holds by mistake, and which backend it chooses.
+//! `aquifer demo` on a CUDA device: its figures, what it holds by mistake, and which backend it
+//! chooses.
 //!
-//! The program finds the fake driver in a folder of its own; with `AQUIFER_CUDA=real` the one of the
-//! machine.
+//! The program finds the fake driver in a folder of its own; with `AQUIFER_CUDA=real` the one of
+//! the machine.
 #![cfg(all(feature = "cli", feature = "cuda", target_os = "linux"))]
 
 #[path = "support/cuda.rs"]

@@ -2,8 +2,8 @@
 //! comes back.
 //!
 //! Runs on the fake driver, and with `AQUIFER_CUDA=real` on the machine's first device, more of
-//! everything. Nothing else should use the device then: one test fills it. Which driver it is stands
-//! on the standard output (`--nocapture`).
+//! everything. Nothing else should use the device then: one test fills it. Which driver it is
+//! stands on the standard output (`--nocapture`).
 //!
 //! | file       | what it owns                                                       |
 //! |------------|--------------------------------------------------------------------|

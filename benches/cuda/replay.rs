@@ -1,7 +1,7 @@
 //! Traces of programs: time, reserved memory, and what the driver is asked.
 //!
-//! Streams, uses on other streams and markers are left out (`harness/steps.rs`), for everyone. *Cold*
-//! begins with nothing cached, *warm* is the same once more.
+//! Streams, uses on other streams and markers are left out (`harness/steps.rs`), for everyone.
+//! *Cold* begins with nothing cached, *warm* is the same once more.
 
 use std::cell::RefCell;
 

@@ -1,5 +1,5 @@
-//! One thing at a time: growth and trims beside live blocks, a foreign stream that is late, threads,
-//! pinned copies, and the plain kernels.
+//! One thing at a time: growth and trims beside live blocks, a foreign stream that is late,
+//! threads, pinned copies, and the plain kernels.
 
 use aquifer::CudaBuffer;
 use cudarc::driver::DeviceSlice;

@@ -1,5 +1,5 @@
-//! Which CUDA driver a test runs on: the fake one of `cuda.rs`, or, with `AQUIFER_CUDA=real`, that of
-//! the machine.
+//! Which CUDA driver a test runs on: the fake one of `cuda.rs`, or, with `AQUIFER_CUDA=real`, that
+//! of the machine.
 //!
 //! Tests that have one run one at a time: they look at what a device has free, and fill it.
 

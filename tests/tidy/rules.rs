@@ -64,8 +64,8 @@ const IMPURE_NAMES: &[&str] = &[
 const IMPURE_STD: &[&str] = &["sync", "thread", "env", "fs", "io", "net", "process"];
 
 /// Where `unsafe` may stand in `src`: system calls, driver calls, C symbols, typed views of memory
-/// that the host can see, what keeps a stream's state alive without a count of its own, and launches
-/// of kernels.
+/// that the host can see, what keeps a stream's state alive without a count of its own, and
+/// launches of kernels.
 const UNSAFE_PLACES: &[&str] = &[
     "src/allocator/held",
     "src/backend/host",

@@ -1,13 +1,13 @@
 //! Kernels of a linear layer by name, over the fake's memory.
 //!
-//! | name              | arguments                                       | what it does             |
-//! |-------------------|-------------------------------------------------|--------------------------|
-//! | `matmul_f32`      | left, right, start, product, rows, depth,       | `start + left · right`,  |
-//! |                   | columns, left_row, left_column u32              | left by its strides      |
-//! | `column_sums_f32` | matrix, sums, rows, columns u32                 | the sums of the columns  |
-//! | `mean_square_f32` | prediction, targets, loss, count u64            | the mean squared error   |
-//! | `gradient_f32`    | prediction, targets, gradient, count u64,       | its gradient             |
-//! |                   | scale f32                                       |                          |
+//! | name              | arguments                                 | what it does               |
+//! |-------------------|-------------------------------------------|----------------------------|
+//! | `matmul_f32`      | left, right, start, product, rows, depth, | `start + left · right`,    |
+//! |                   | columns, left_row, left_column u32        | left by its strides        |
+//! | `column_sums_f32` | matrix, sums, rows, columns u32           | the sums of the columns    |
+//! | `mean_square_f32` | prediction, targets, loss, count u64      | the mean squared error     |
+//! | `gradient_f32`    | prediction, targets, gradient, count u64, | its gradient               |
+//! |                   | scale f32                                 |                            |
 //!
 //! Sums are in the order of the depth; products are rounded before they are added, where the real
 //! kernel rounds once.
