@@ -6,7 +6,7 @@
 // Each test needs only some of it.
 #![allow(dead_code)]
 
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Condvar, Mutex, Once, PoisonError};
 
 use super::cuda::{Fake, Options};
 
@@ -16,7 +16,30 @@ pub(crate) enum Driver {
     /// Checks when it is dropped that nobody misused it.
     Fake(Fake),
     /// With the turn of the test.
-    Real(MutexGuard<'static, ()>),
+    Real(Turn),
+}
+
+/// The machine's driver is one test's at a time.
+#[derive(Debug)]
+pub(crate) struct Turn(());
+
+static TAKEN: Mutex<bool> = Mutex::new(false);
+static GIVEN_BACK: Condvar = Condvar::new();
+
+impl Turn {
+    fn take() -> Self {
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = GIVEN_BACK.wait_while(taken, |taken| *taken);
+        *free.unwrap_or_else(PoisonError::into_inner) = true;
+        Self(())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        GIVEN_BACK.notify_one();
+    }
 }
 
 /// Whether it is the machine's.
@@ -28,11 +51,10 @@ impl Driver {
     /// The fake one is reset to these options. To be held until everything of the test is dropped.
     pub(crate) fn with(options: Options) -> Self {
         static TOLD: Once = Once::new();
-        static ALONE: Mutex<()> = Mutex::new(());
         let name = if is_real() { "real" } else { "fake" };
         TOLD.call_once(|| println!("CUDA driver: {name}"));
         match is_real() {
-            true => Self::Real(ALONE.lock().unwrap_or_else(PoisonError::into_inner)),
+            true => Self::Real(Turn::take()),
             false => Self::Fake(Fake::fresh(options)),
         }
     }
