@@ -1,5 +1,6 @@
 //! The program's main job, from outside: `aquifer demo` tells where memory is, who holds it, and
-//! gives it back, and what it says adds up. On memory of this machine; `demo/gpu.rs` has the GPU.
+//! gives it back, and what it says adds up. On memory of this machine; `demo/gpu.rs` and
+//! `cuda_demo.rs` have the GPU.
 #![cfg(feature = "cli")]
 
 #[cfg(feature = "wgpu")]
@@ -16,8 +17,10 @@ use serde_json::Value;
 /// Weights, bias, and Adam's two moments of each.
 const MODEL_BYTES: u64 = 3 * 1_001_000 * 4;
 
+/// The demo where CUDA finds no device, whether there is one or not.
 fn demo(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+    command.env("CUDA_VISIBLE_DEVICES", "-1");
     command.arg("demo").args(args).output().expect("the program runs")
 }
 
@@ -168,7 +171,7 @@ fn complaints_are_those_of_the_program() {
 }
 
 /// With no backend named, and no GPU in the build.
-#[cfg(not(feature = "wgpu"))]
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
 #[test]
 fn a_build_without_gpus_says_so() {
     let output = demo(&["--steps", "1", "--batch", "1", "--format", "json"]);

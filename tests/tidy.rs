@@ -44,7 +44,7 @@ const EXCEPTIONS: &[Exception] = &[
 ];
 
 /// Files that are read beside Rust; data (traces, golden files) is not.
-const TEXT: &[&str] = &["rs", "md", "toml", "sh", "py", "wgsl", "cu", "yml", "yaml"];
+const TEXT: &[&str] = &["rs", "md", "toml", "sh", "py", "wgsl", "cu", "ptx", "yml", "yaml"];
 
 #[test]
 fn the_repository_is_tidy() {

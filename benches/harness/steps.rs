@@ -48,10 +48,19 @@ impl Steps {
 
     /// Runs all of it and frees what is left: nanoseconds a step, or `None` if there is no room.
     pub(crate) fn run<M: Contender>(&self, memory: &mut M) -> Option<f64> {
+        self.timed(memory, |count, work| cpu_nanoseconds_each(count, work))
+    }
+
+    /// The same by a clock of the caller's: nanoseconds of each of so many steps of what it runs.
+    pub(crate) fn timed<M: Contender>(
+        &self,
+        memory: &mut M,
+        clock: impl FnOnce(usize, &mut dyn FnMut()) -> f64,
+    ) -> Option<f64> {
         let mut live: Vec<Option<M::Block>> = Vec::new();
         live.resize_with(self.slots, || None);
         let mut has_room = true;
-        let each = cpu_nanoseconds_each(self.list.len(), || {
+        let each = clock(self.list.len(), &mut || {
             for &(slot, size) in &self.list {
                 if let Some(block) = live[slot].take() {
                     memory.free(block);

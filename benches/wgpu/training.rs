@@ -16,9 +16,10 @@ use wgpu::{
 
 use crate::gpu::{Gpu, buffer, wait};
 use crate::harness::{Bar, Run, interleave, nanoseconds_each};
+use crate::linear::Failure;
 use crate::linear::gpu::Training;
 use crate::linear::host::{Linear, Memory, generate};
-use crate::linear::source::{Aquifer, Failure, Source};
+use crate::linear::source::{Aquifer, Source};
 use crate::linear::{Purpose, Random, Shape};
 
 /// Width of the layer, and samples in a batch: the demo's, and one whose kernels are short.

@@ -33,7 +33,7 @@ fn json_on_gpu(args: &[&str]) -> Value {
 /// The demo where no backend of wgpu is tried, so that there is no adapter.
 fn demo_without_gpu(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
-    command.env("WGPU_BACKEND", "none").arg("demo").args(args);
+    command.env("WGPU_BACKEND", "none").env("CUDA_VISIBLE_DEVICES", "-1").arg("demo").args(args);
     command.output().expect("the program runs")
 }
 

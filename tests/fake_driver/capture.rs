@@ -325,14 +325,13 @@ fn adam_takes_a_step() {
     for (tensor, values) in tensors.iter().zip([[1.0, 1.0], [0.5, -2.0], [0.0; 2], [0.0; 2]]) {
         fake.write(*tensor, &floats(values));
     }
-    let (mut count, mut numbers, mut step) = (2u64, [0.1f32, 0.9, 0.999, 1e-8], 1u32);
+    // The rate of 0.1 and both moments as the first step corrects them.
+    let (mut count, mut numbers) = (2u64, [0.1 / 0.1f32, 1.0 / 0.001, 0.9, 0.999, 1e-8]);
     let tensors = tensors.each_mut().map(|tensor| (&raw mut *tensor).cast::<c_void>());
     let numbers = numbers.each_mut().map(|number| (&raw mut *number).cast::<c_void>());
-    let (count, step) = ((&raw mut count).cast(), (&raw mut step).cast());
     let mut arguments: Vec<*mut c_void> = tensors.to_vec();
-    arguments.push(count);
+    arguments.push((&raw mut count).cast());
     arguments.extend(numbers);
-    arguments.push(step);
     let arguments = arguments.as_mut_ptr();
     let none = std::ptr::null_mut();
     assert_eq!(cuLaunchKernel(adam, 1, 1, 1, 64, 1, 1, 0, 0, arguments, none), 0);

@@ -17,10 +17,10 @@ use std::ffi::{CString, c_char, c_void};
 use std::fs;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
-pub(crate) use library::Library;
 #[allow(unused_imports)]
-pub(crate) use options::MIB;
-pub(crate) use options::{Lines, Number, Options};
+pub(crate) use library::{Library, library_path};
+#[allow(unused_imports)]
+pub(crate) use options::{Lines, MIB, Number, Options};
 
 /// Codes that tests plan or expect.
 pub(crate) mod code {

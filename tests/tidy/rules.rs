@@ -64,12 +64,14 @@ const IMPURE_NAMES: &[&str] = &[
 const IMPURE_STD: &[&str] = &["sync", "thread", "env", "fs", "io", "net", "process"];
 
 /// Where `unsafe` may stand in `src`: system calls, driver calls, C symbols, typed views of memory
-/// that the host can see, and what keeps a stream's state alive without a count of its own.
+/// that the host can see, what keeps a stream's state alive without a count of its own, and
+/// launches of kernels.
 const UNSAFE_PLACES: &[&str] = &[
     "src/allocator/held",
     "src/backend/host",
     "src/backend/cuda",
     "src/backend/wgpu",
+    "src/bin/aquifer/linear/launch",
     "src/ffi",
     "src/surface/cuda",
     "src/vec",
@@ -116,6 +118,7 @@ pub(crate) const RULES: &[(&str, Rule)] = &[
     ("purity", purity),
     ("preamble", preamble),
     ("width", width),
+    ("ptx", ptx),
     ("file-length", file_length),
     ("function-length", function_length),
     ("words", words),
@@ -296,7 +299,7 @@ fn preamble(tree: &Tree) -> Vec<Hit> {
 }
 
 fn width(tree: &Tree) -> Vec<Hit> {
-    let code = [".rs", ".wgsl", ".cu", ".sh", ".py"];
+    let code = [".rs", ".wgsl", ".cu", ".ptx", ".sh", ".py"];
     let of_code = |source: &&Source| {
         code.iter().any(|end| source.path.ends_with(end)) || source.path.starts_with(".ci/")
     };
@@ -308,6 +311,16 @@ fn width(tree: &Tree) -> Vec<Hit> {
                 hits.push(hit(source, line, "", format!("{columns} > {COLUMNS_MAX} columns")));
             }
         }
+    }
+    hits
+}
+
+/// The assembler of NVIDIA refuses anything but ASCII, in comments too.
+fn ptx(tree: &Tree) -> Vec<Hit> {
+    let mut hits = Vec::new();
+    for source in tree.files.iter().filter(|source| source.path.ends_with(".ptx")) {
+        let breach = source.lines.iter().position(|text| !text.is_ascii());
+        hits.extend(breach.map(|line| hit(source, line, "", "PTX is ASCII, comments included")));
     }
     hits
 }

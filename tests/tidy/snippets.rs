@@ -56,6 +56,7 @@ const BAD: &[(&str, usize, &str, &str)] = &[
     ("machine-paths", 2, "src/units.rs", concat!("//! x\n// see /home/", "ann/trace.gz\n")),
     ("machine-paths", 1, "README.md", "See [notes](../elsewhere/notes.md).\n"),
     ("machine-paths", 2, "tests/model.rs", "//! x\n// from ../elsewhere/notes.md\n"),
+    ("ptx", 2, "shaders/cuda/a.ptx", "// \"x\"\n// left \u{b7} right\n"),
     ("file-names", 1, "tests/common/mod.rs", "//! x\n"),
     ("file-names", 1, "tests/pool_manager.rs", "//! x\n"),
     ("reserve", 2, "src/plan.rs", "//! x\npub fn try_reserve(n: u64) {}\n"),

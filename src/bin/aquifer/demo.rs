@@ -9,9 +9,15 @@
 //! |-----------|--------------|
 //! | `moments` | what is asked, and when |
 //! | `host`    | the experiment on memory of this machine |
-//! | `gpu`     | the experiment on a GPU, and its results against those of the CPU |
+//! | `gpu`     | the experiment on a GPU by Vulkan, Metal or DX12 |
+//! | `cuda`    | the experiment on a CUDA device |
+//! | `check`   | a GPU's results against those of the CPU |
 //! | `report`  | what was seen, as text and as JSON |
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod check;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "wgpu")]
 mod gpu;
 mod host;
@@ -41,6 +47,21 @@ const EXIT_FAILED: u8 = 1;
 const ADVICE: &str = "Install the Vulkan driver of the GPU (mesa-vulkan-drivers on Debian and \
                       Ubuntu; it has one for the CPU, too)";
 
+/// What helps where there is no NVIDIA GPU to be had.
+#[cfg(feature = "cuda")]
+const CUDA_ADVICE: &str = "Install NVIDIA's driver for the GPU; nothing else of CUDA is needed";
+
+/// What helps where there is no GPU of any kind that was built.
+const WHAT_HELPS: &str = {
+    #[cfg(feature = "wgpu")]
+    let advice = ADVICE;
+    #[cfg(all(feature = "cuda", not(feature = "wgpu")))]
+    let advice = CUDA_ADVICE;
+    #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+    let advice = "Build with the feature wgpu or cuda";
+    advice
+};
+
 /// How to train, and how to tell.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
@@ -56,7 +77,7 @@ pub(crate) struct DemoArgs {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Whose memory to use; a GPU's if there is one, unless given.
+    /// Whose memory to use; that of the first that there is, in this order, unless given.
     #[arg(long, value_enum)]
     backend: Option<BackendChoice>,
     /// Of the data and of the layer's first weights.
@@ -76,6 +97,9 @@ enum Format {
 /// The backends that the demo can run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum BackendChoice {
+    /// An NVIDIA GPU's, by CUDA; CUDA_VISIBLE_DEVICES says which.
+    #[cfg(feature = "cuda")]
+    Cuda,
     /// The GPU's, by Vulkan, Metal or DX12; WGPU_BACKEND says which of them are tried.
     #[cfg(feature = "wgpu")]
     Wgpu,
@@ -125,6 +149,11 @@ fn failures(report: &Report, steps: u32) -> Vec<String> {
 fn observe(args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
     match args.backend {
         Some(BackendChoice::Host) => Ok(host::observe(args)?),
+        #[cfg(feature = "cuda")]
+        Some(BackendChoice::Cuda) => {
+            let device = cuda::open().map_err(|error| format!("{error}. {CUDA_ADVICE}"))?;
+            cuda::observe(device, args)
+        }
         #[cfg(feature = "wgpu")]
         Some(BackendChoice::Wgpu) => {
             let memory = gpu::open().map_err(|error| format!("{error}. {ADVICE}"))?;
@@ -134,24 +163,30 @@ fn observe(args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
     }
 }
 
-/// The experiment on a GPU if there is one, and else on memory of this machine.
-#[cfg(feature = "wgpu")]
+/// The experiment on a GPU if there is one, and else on memory of this machine. An NVIDIA GPU is
+/// used by CUDA, which knows more of its memory than Vulkan does.
 fn observe_best(args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
-    match gpu::open() {
-        Ok(memory) => gpu::observe(&memory, args),
-        Err(error) => {
-            output::complain(&format!("{error}. Using memory of this machine instead. {ADVICE}"));
-            Ok(host::observe(args)?)
-        }
+    let mut missing: Vec<String> = Vec::new();
+    #[cfg(feature = "cuda")]
+    match cuda::open() {
+        Ok(device) => return cuda::observe(device, args),
+        Err(reason) if cfg!(feature = "wgpu") && reason.is_usual() => {}
+        Err(reason) => missing.push(format!("{reason}. ")),
     }
-}
-
-/// The experiment on memory of this machine, which is all that was built.
-#[cfg(not(feature = "wgpu"))]
-fn observe_best(args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
-    output::complain(
-        "built without GPUs. Using memory of this machine instead. Build with the feature wgpu",
-    );
+    #[cfg(feature = "wgpu")]
+    match gpu::open() {
+        Ok(memory) => {
+            // There is an NVIDIA GPU, say, and its driver is too old.
+            missing.iter().for_each(|reason| output::complain(&format!("{reason}Using wgpu")));
+            return gpu::observe(&memory, args);
+        }
+        Err(reason) => missing.push(format!("{reason}. ")),
+    }
+    if missing.is_empty() {
+        missing.push("built without GPUs. ".to_owned());
+    }
+    let missing = missing.concat();
+    output::complain(&format!("{missing}Using memory of this machine instead. {WHAT_HELPS}"));
     Ok(host::observe(args)?)
 }
 

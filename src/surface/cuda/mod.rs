@@ -194,9 +194,10 @@ pub struct CudaAllocator {
 /// What all handles of one allocator share.
 struct Shared {
     core: Allocator<Cuda>,
-    streams: streams::Known,
     pinned: OnceLock<Allocator<CudaPinned>>,
     pausable: pause::Pausable,
+    /// Dropped last: the allocators may still wait for a stream when they go.
+    streams: streams::Known,
 }
 
 impl CudaAllocator {

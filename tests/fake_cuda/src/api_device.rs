@@ -4,6 +4,7 @@ use std::ffi::c_char;
 
 use crate::abi::{Answer, Code, Out, texts};
 use crate::entry::Driver;
+use crate::options::Options;
 use crate::thread;
 
 /// The first attribute that no driver knows.
@@ -66,6 +67,10 @@ impl Driver {
 
 driver! {
     cuInit(flags: u32) ANYTIME(flags) |driver| {
+        if driver.epoch == 0 {
+            // Nobody here knows of the fake: a program that a test has started.
+            driver.reset(Options::default());
+        }
         if driver.devices.is_empty() {
             return Err(Code::NO_DEVICE);
         }

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use crate::abi::{Answer, Code, In};
+use crate::layer::{Layer, LayerKernel};
 use crate::os;
 use crate::state::State;
 
@@ -34,6 +35,7 @@ pub(crate) enum Kernel {
     Stamp,
     Check,
     Adam,
+    Layer(LayerKernel),
 }
 
 /// A kernel with its arguments.
@@ -43,6 +45,7 @@ pub(crate) enum Launch {
     Stamp { words: u64, count: u64, seed: u32 },
     Check { words: u64, count: u64, seed: u32, mismatches: u64 },
     Adam(Adam),
+    Layer(Layer),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,10 +54,9 @@ pub(crate) struct Adam {
     tensors: [u64; 4],
     count: u64,
     rate: f32,
-    beta1: f32,
-    beta2: f32,
+    scale: f32,
+    decays: [f32; 2],
     epsilon: f32,
-    step: u32,
 }
 
 impl State {
@@ -85,7 +87,7 @@ impl State {
             "stamp_u32" => Kernel::Stamp,
             "check_u32" => Kernel::Check,
             "adam_f32" => Kernel::Adam,
-            _ => return Err(Code::NOT_FOUND),
+            _ => Kernel::Layer(LayerKernel::of(name).ok_or(Code::NOT_FOUND)?),
         };
         let is_same = |function: &Function| function.module == module && function.kernel == kernel;
         let known = self.modules.functions.iter().find(|(_, function)| is_same(function));
@@ -109,7 +111,7 @@ impl State {
 }
 
 /// Argument `index` of a launch: a pointer in an array of pointers.
-fn argument<T: Copy>(arguments: &In<u64>, index: usize) -> Answer<T> {
+pub(crate) fn argument<T: Copy>(arguments: &In<u64>, index: usize) -> Answer<T> {
     In::<T>::from_address(arguments.at(index)?).get()
 }
 
@@ -142,11 +144,11 @@ impl Kernel {
                 ],
                 count: argument(arguments, 4)?,
                 rate: argument(arguments, 5)?,
-                beta1: argument(arguments, 6)?,
-                beta2: argument(arguments, 7)?,
-                epsilon: argument(arguments, 8)?,
-                step: argument(arguments, 9)?,
+                scale: argument(arguments, 6)?,
+                decays: [argument(arguments, 7)?, argument(arguments, 8)?],
+                epsilon: argument(arguments, 9)?,
             }),
+            Kernel::Layer(kernel) => Launch::Layer(kernel.launch(arguments)?),
         })
     }
 }
@@ -162,6 +164,7 @@ impl Launch {
                 vec![(words, bytes(count)), (mismatches, 8)]
             }
             Launch::Adam(adam) => adam.tensors.map(|start| (start, bytes(adam.count))).to_vec(),
+            Launch::Layer(layer) => layer.touches(),
         };
         ranges.retain(|(_, len)| *len > 0);
         ranges
@@ -187,34 +190,34 @@ impl Launch {
                 store(mismatches, 0, load::<u64>(mismatches, 0).wrapping_add(wrong));
             }
             Launch::Adam(adam) => adam.run(),
+            Launch::Layer(layer) => layer.run(),
         }
     }
 }
 
 impl Adam {
     fn run(&self) {
-        let [params, grads, firsts, seconds] = self.tensors;
-        let step = self.step as i32;
-        let (correct1, correct2) = (1.0 - self.beta1.powi(step), 1.0 - self.beta2.powi(step));
+        let [values, gradients, firsts, seconds] = self.tensors;
+        let [decay_first, decay_second] = self.decays;
         for index in 0..self.count {
-            let grad: f32 = load(grads, index);
-            let first = self.beta1 * load::<f32>(firsts, index) + (1.0 - self.beta1) * grad;
-            let second =
-                self.beta2 * load::<f32>(seconds, index) + (1.0 - self.beta2) * grad * grad;
-            let slope = (first / correct1) / ((second / correct2).sqrt() + self.epsilon);
+            let gradient: f32 = load(gradients, index);
+            let first = decay_first * load::<f32>(firsts, index) + (1.0 - decay_first) * gradient;
+            let second = decay_second * load::<f32>(seconds, index)
+                + (1.0 - decay_second) * gradient * gradient;
+            let slope = self.rate * first / ((self.scale * second).sqrt() + self.epsilon);
             store(firsts, index, first);
             store(seconds, index, second);
-            store(params, index, load::<f32>(params, index) - self.rate * slope);
+            store(values, index, load::<f32>(values, index) - slope);
         }
     }
 }
 
-fn store<T: Copy>(start: u64, index: u64, value: T) {
+pub(crate) fn store<T: Copy>(start: u64, index: u64, value: T) {
     // SAFETY: the range was checked before the kernel ran.
     unsafe { os::store(start + index * size_of::<T>() as u64, value) }
 }
 
-fn load<T: Copy>(start: u64, index: u64) -> T {
+pub(crate) fn load<T: Copy>(start: u64, index: u64) -> T {
     // SAFETY: the range was checked before the kernel ran; the types are plain numbers.
     unsafe { os::load(start + index * size_of::<T>() as u64) }
 }

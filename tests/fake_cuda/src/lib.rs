@@ -46,6 +46,7 @@ mod control;
 mod events;
 mod faults;
 mod kernels;
+mod layer;
 mod memory;
 mod options;
 mod os;

@@ -101,7 +101,7 @@ fn loader_error() -> String {
 }
 
 /// The library lies beside the test executable, or in the directory above it.
-fn library_path() -> PathBuf {
+pub(crate) fn library_path() -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
     let file = "libfake_cuda.so";
     let dirs = test.ancestors().skip(1).take(2);

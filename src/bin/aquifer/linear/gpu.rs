@@ -17,8 +17,8 @@ use aquifer::backend::HostVisible;
 use wgpu::CommandEncoder;
 
 use super::kernels::{Kernels, PARTIAL_SUMS, Pass};
-use super::source::{Failure, Source};
-use super::{Correction, DECAY, EPSILON, Purpose, Shape, host};
+use super::source::Source;
+use super::{Correction, DECAY, EPSILON, Failure, Purpose, Shape, host};
 
 /// A layer with its optimizer and its data.
 pub(crate) struct Training<S: Source> {

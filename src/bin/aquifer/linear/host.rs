@@ -87,7 +87,7 @@ impl<B: HostVisible> Linear<B> {
     }
 
     /// Weights and bias, to compare a GPU's with.
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(crate) fn parameters(&self) -> [&[f32]; 2] {
         [&self.weights, &self.bias]
     }

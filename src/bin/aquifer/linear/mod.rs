@@ -15,19 +15,29 @@
 //! | `source`  | where tensors of the GPU come from: Aquifer, or what a bench compares it with |
 //! | `kernels` | the shaders as pipelines, and how many workgroups they want |
 //! | `gpu`     | the same training, recorded for the GPU |
+//! | `launch`  | tensors and kernels of a CUDA device, with their operands checked |
+//! | `cuda`    | the same training on such a device |
 //!
 //! Nothing here uses the rest of the program, so that a bench can include it as it is.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(feature = "wgpu")]
 pub(crate) mod gpu;
 pub(crate) mod host;
 #[cfg(feature = "wgpu")]
 mod kernels;
+#[cfg(feature = "cuda")]
+pub(crate) mod launch;
 #[cfg(feature = "wgpu")]
 pub(crate) mod source;
 
 use aquifer::backend::Backend;
 use aquifer::{Allocator, Tag};
+
+/// Whatever a training may fail with.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) type Failure = Box<dyn std::error::Error>;
 
 /// Width of what goes into a layer and of what comes out.
 #[derive(Debug, Clone, Copy)]

@@ -4,17 +4,12 @@
 //! whatever it is compared with, in a bench. Tensors that stay are made outside of steps; those of
 //! a step are made in its scope, and dropped as soon as the step has no more use for them.
 
-use std::error::Error;
-
 use aquifer::backend::Role;
 use aquifer::surface::wgpu::{Download, Upload};
 use aquifer::{Bytes, Scope, Tag, WgpuAllocation, WgpuAllocator};
 use wgpu::{BindingResource, CommandEncoder, Device};
 
-use super::{Purpose, Tags};
-
-/// Whatever a source may fail with.
-pub(crate) type Failure = Box<dyn Error>;
+use super::{Failure, Purpose, Tags};
 
 /// Gives tensors of f32 on the GPU, parameters of kernels, and the way back to the CPU.
 pub(crate) trait Source {
