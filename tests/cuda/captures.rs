@@ -130,7 +130,7 @@ fn frees_that_wait_are_recovered_after_the_capture() {
     let capture = memory.begin_capture(&on, &pool);
     stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("the fake captures");
     let crossed = on.alloc_zeros::<u8>(2 << 20).expect("primed");
-    crossed.record_on(&side);
+    crossed.record_on(&side).expect("known");
     drop(crossed);
     fake.take_log();
     drop(on.allocate(2 * MIB).expect("primed"));

@@ -113,7 +113,7 @@ fn each_thread_has_its_per_thread_stream() {
             let there = memory.on(&per_thread).expect("known");
             assert_ne!(there.stream().index(), here.stream().index());
             // Used on this thread's stream too: freed, it waits for both.
-            buffer.record_on(&per_thread);
+            buffer.record_on(&per_thread).expect("known");
             let mine = there.alloc_zeros::<u32>(1 << 20).expect("room");
             (mine, buffer)
         });
@@ -200,7 +200,7 @@ fn events_are_used_again() {
     memory.on(&b).expect("known");
     for _ in 0..200 {
         let held: Vec<_> = (0..64).map(|_| on.alloc_zeros::<u8>(5000).expect("room")).collect();
-        held.iter().for_each(|buffer| buffer.record_on(&b));
+        held.iter().for_each(|buffer| buffer.record_on(&b).expect("known"));
         drop(held);
         fake.complete_all();
         memory.maintain(std::time::Duration::ZERO);

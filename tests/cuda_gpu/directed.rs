@@ -48,7 +48,7 @@ fn bytes_that_another_stream_still_reads_are_nobodys() {
         let mut buffer = blank(&home, words);
         device.words.stamp(&home, &mut buffer, seed);
         abroad.cuda_stream().join(home.cuda_stream()).expect("an event");
-        buffer.record_on(abroad.cuda_stream());
+        buffer.record_on(abroad.cuda_stream()).expect("a stream of the device");
         device.words.stamp(&abroad, &mut ballast, 0);
         device.words.check(&abroad, &buffer, seed, &mut counters[1]);
         // The check has not run yet: who has the bytes next comes after it, on the device.

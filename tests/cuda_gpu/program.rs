@@ -106,7 +106,7 @@ impl Program {
         self.order(at, home);
         let Self { device, streams, counters, blocks, .. } = self;
         let Block { buffer, seed, .. } = &blocks[block];
-        buffer.record_on(streams[at].cuda_stream());
+        buffer.record_on(streams[at].cuda_stream()).expect("a stream of the device");
         device.words.check(&streams[at], buffer, *seed, &mut counters[at]);
     }
 
@@ -119,7 +119,7 @@ impl Program {
         let Self { device, streams, blocks, .. } = self;
         blocks[block].seed = seed;
         let buffer = &mut blocks[block].buffer;
-        buffer.record_on(streams[at].cuda_stream());
+        buffer.record_on(streams[at].cuda_stream()).expect("a stream of the device");
         device.words.stamp(&streams[at], buffer, seed);
         self.order(home, at);
     }
