@@ -298,23 +298,27 @@ impl<B: Backend> Shared<B> {
     /// Everything there is, and what led there.
     pub(super) fn snapshot(&self) -> Snapshot {
         let on = self.recorder.state().on.clone();
-        let (draft, active, limit, pools) = self.world(|world| {
+        let (draft, active, limit, pools, until) = self.world(|world| {
             let owners = &world.global.owners;
             let pools: Vec<PoolId> = owners.iter().map(|owner| owner.pool_id).collect();
             let active = world.total(Gauge::ActiveBytes);
-            (snapshot::collect(world), active, world.global.limit, pools)
+            // With everything in hand: what has a later time has happened to a later state.
+            let until = on.as_ref().map_or(0, |on| on.start.elapsed().as_nanos() as u64);
+            (snapshot::collect(world), active, world.global.limit, pools, until)
         });
         let mut raw: Vec<(ArenaId, Entry)> = Vec::new();
         if let Some(on) = &on {
             let kind = Kind::Event(Action::Snapshot);
             let (location, tag, owner) = (None, Tag::default(), OwnerId::DEFAULT);
-            let entry = Entry { time_ns: 0, place: 0, size: active, location, tag, owner, kind };
-            self.default_cell.lock().add(entry);
             for cell in self.cells.iter() {
                 let inside = cell.lock();
                 let ring = inside.history.iter().flat_map(|ring| ring.entries());
+                let ring = ring.filter(|entry| entry.time_ns <= until);
                 raw.extend(ring.map(|&entry| (cell.id, entry)));
             }
+            let entry = Entry { time_ns: 0, place: 0, size: active, location, tag, owner, kind };
+            let added = self.default_cell.lock().history.as_mut().and_then(|ring| ring.add(entry));
+            raw.extend(added.map(|entry| (ArenaId(0), entry)));
             // By time; what one stream did stays in order.
             raw.sort_by_key(|(_, entry)| entry.time_ns);
             let surplus = raw.len().saturating_sub(on.options.max_entries);
