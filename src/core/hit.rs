@@ -23,9 +23,9 @@
 //! | `ledger`                        |           47 |                   109 |           109 |
 //! | records: bounds, insert, vacate |           38 |                   156 |           110 |
 //! | `id`                            |           20 |                    25 |            22 |
-//! | the shell, locks, results       |          172 |                   234 |           206 |
-//! | in all                          |          397 |                 1,001 |           790 |
-//! | ns a pair                       |           22 |                    59 |            45 |
+//! | the shell, locks, results       |          195 |                   241 |           212 |
+//! | in all                          |          420 |                 1,008 |           796 |
+//! | ns a pair                       |           24 |                    59 |            45 |
 //!
 //! [`Allocator::allocate`]: crate::Allocator::allocate
 //!
