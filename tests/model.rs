@@ -7,6 +7,12 @@
 //!
 //! A failure prints the configuration, the seed and the last steps; the same seed fails again.
 
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "support/cuda.rs"]
+mod cuda;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[path = "support/cuda_device.rs"]
+mod cuda_device;
 #[path = "model/run.rs"]
 mod run;
 mod support;
@@ -204,6 +210,31 @@ plans! {
     host_busy: Plan { size_max: 3 * MIB, ..BUSY }, Config::default(), || {
         Host::with_capacity(64 * MIB)
     };
+}
+
+/// The same programs over the CUDA backend and the fake driver: data is written and read back.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod over_cuda {
+    use aquifer::CudaAllocator;
+    use aquifer::backend::CudaSource;
+
+    use super::*;
+    use crate::cuda_device::CudaDevice;
+
+    const CAPACITY: u64 = 64 * MIB;
+    const ALONE: Plan = Plan { size_max: 3 * MIB, ..PLAN };
+    const BUSY: Plan = Plan { size_max: 3 * MIB, ..super::BUSY };
+
+    plans! {
+        cuda_pages_alone: ALONE, expandable(), || CudaDevice::with_pages(CAPACITY);
+        cuda_pages_busy: BUSY, expandable(), || CudaDevice::with_pages(CAPACITY);
+        cuda_pages_recommended: BUSY, CudaAllocator::recommended_config(CudaSource::Virtual),
+            || CudaDevice::with_pages(4 * CAPACITY);
+        cuda_whole_pages_busy: BUSY, Config::default(), || CudaDevice::with_pages(CAPACITY);
+        cuda_pool_busy: BUSY, Config::default(), || CudaDevice::with_pool(CAPACITY);
+        cuda_plain_busy: BUSY, Config::default(), || CudaDevice::plain(CAPACITY);
+        cuda_plain_torch: BUSY, Config::torch(), || CudaDevice::plain(CAPACITY);
+    }
 }
 
 /// The alphabet of the short programs: sizes of every sort on two streams, and what undoes them.

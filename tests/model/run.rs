@@ -200,6 +200,7 @@ impl<D: Device> Run<D> {
 
     fn allocate(&mut self, size: u64, stream: u32, align: u64) {
         let (handle, generation) = (self.handle(stream), self.streams[stream as usize].1);
+        let align = align.min(self.device.limits().alignment);
         let outcome = self.allocator.request(size).on(&handle).align(align).allocate();
         let allocation = match outcome {
             Ok(allocation) => allocation,
