@@ -1,7 +1,7 @@
 //! What is where: every segment and every block, at one moment, and what led there.
 //!
-//! Numbers are copied with all streams stopped ([`collect`]); names, files and tags are put to them
-//! afterwards ([`Draft::finish`]), when the allocator works on.
+//! Numbers are copied with all streams stopped (`collect`); names, files and tags are put to them
+//! afterwards (`Draft::finish`), when the allocator works on.
 
 use std::collections::HashMap;
 use std::panic::Location;
