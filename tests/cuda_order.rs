@@ -151,7 +151,7 @@ fn a_capture_makes_no_call_for_its_stream() {
         let bench = Bench::asynchronous(source, 512 * MIB);
         let (captured, other) = (bench.on(0), bench.on(1));
         let pool = bench.memory.create_pool(PoolOptions::default());
-        for size in [64 * KIB, 48 * MIB] {
+        for size in [256 * KIB, 48 * MIB] {
             pool.prime(captured.stream(), size).expect("there is room");
         }
         // Something that only the capture's end can deal with.
@@ -160,7 +160,10 @@ fn a_capture_makes_no_call_for_its_stream() {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
         bench.streams[0].begin_capture(mode).expect("undisturbed");
         let ((), calls) = bench.calls(|| {
-            for size in [1, 3 * KIB, 12 * MIB, 20 * MIB] {
+            // So many that their events would be recorded, and asked about.
+            let batch = bench.memory.config().event_batch_count as usize;
+            let sizes = std::iter::repeat_n(512, 3 * batch).chain([3 * KIB, 12 * MIB, 20 * MIB]);
+            for size in sizes {
                 let held = captured.allocate(size).expect("primed");
                 bench.memory.record_stream(&held, other.stream());
             }
