@@ -197,7 +197,8 @@ impl Device {
 
     /// Gives something back, now or (V2) later. Inside an entry.
     pub(super) fn give_back(&self, holding: Holding) {
-        let taken = if self.is_filled(holding) { Err(Code::NOT_READY) } else { self.release(holding) };
+        let is_filled = self.is_filled(holding);
+        let taken = if is_filled { Err(Code::NOT_READY) } else { self.release(holding) };
         if let Err(code) = taken {
             if !code.is_loss() {
                 log::debug!("aquifer: the driver did not take {holding:?} back: {code}; later then");
@@ -207,8 +208,8 @@ impl Device {
         }
     }
 
-    /// Whether it is a range in which a chunk is stranded: that comes first, or the driver would be
-    /// given addresses in use.
+    /// Whether it is a range in which a chunk is stranded: that comes first, or the driver would
+    /// be given addresses in use.
     fn is_filled(&self, holding: Holding) -> bool {
         let Holding::Range(start, size) = holding else { return false };
         let range = start..start + size;

@@ -157,9 +157,8 @@ impl Cuda {
         // What is refused once may pass the second time: contents would be lost with a copy.
         let twice = |call: &dyn Fn() -> Result<(), Code>| call().or_else(|_| call());
         let mut copies = copies;
-        let copied = copies.try_for_each(|(to, from, size)| {
-            twice(&|| driver.copy(to, from, size, stream))
-        });
+        let copied = copies
+            .try_for_each(|(to, from, size)| twice(&|| driver.copy(to, from, size, stream)));
         // Whatever was submitted is over when this returns.
         copied.and(twice(&|| driver.synchronize_stream(stream)))
     }

@@ -96,7 +96,8 @@ impl<T> CudaBuffer<T> {
 
     /// Use on a stream of which there is no `Arc` to keep it: it is the own one, or one that is
     /// known; another is waited for when the use has been submitted. That wait is cudarc's: where
-    /// it is refused, the context's `check_err` and cudarc's next call say so, and nobody has waited.
+    /// it is refused, the context's `check_err` and cudarc's next call say so, and nobody has
+    /// waited.
     fn note_use<'a>(&self, stream: &'a CudaStream) -> SyncOnDrop<'a> {
         let handle = stream.cu_stream();
         if handle == self.stream.cu_stream() && handle as usize != PER_THREAD {

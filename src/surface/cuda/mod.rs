@@ -213,8 +213,8 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         // After a broken invariant nothing can be trusted, and a second panic would abort.
-        let is_broken = self.core.is_broken() || self.pinned.get().is_some_and(Allocator::is_broken);
-        if !is_broken {
+        let is_pinned_broken = self.pinned.get().is_some_and(Allocator::is_broken);
+        if !self.core.is_broken() && !is_pinned_broken {
             self.streams.close(|gone| self.forget(gone));
         }
     }

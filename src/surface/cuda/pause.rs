@@ -112,8 +112,8 @@ impl CudaAllocator {
     /// bytes.
     ///
     /// # Errors
-    /// [`CudaError::Pause`] if it is not paused, or the device has no room; [`CudaError::Driver`] if
-    /// contents could not be copied. It is paused as before then, with what was kept.
+    /// [`CudaError::Pause`] if it is not paused, or the device has no room; [`CudaError::Driver`]
+    /// if contents could not be copied. It is paused as before then, with what was kept.
     pub fn resume(&self, tag: Tag) -> Result<Bytes, CudaError> {
         let entry = self.shared.pausable.entry(tag);
         let entry = entry.ok_or(CudaError::Pause(PauseError::NotPaused))?;
