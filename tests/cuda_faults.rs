@@ -41,7 +41,7 @@ use aquifer::backend::{CudaOptions, CudaSource};
 use aquifer::{Config, CudaAllocator};
 
 use cuda::{Fake, Options};
-use judge::sweep;
+use judge::{sweep, sweep_contexts};
 use stage::Scenario;
 
 /// What kind of memory a sweep runs over.
@@ -99,7 +99,9 @@ impl Setup {
 
     fn fake(&self) -> Fake {
         let asynchronous = self.asynchronous;
-        let fake = Fake::fresh(Options { capacity: CAPACITY, asynchronous, ..Options::default() });
+        let options =
+            Options { devices: 2, capacity: CAPACITY, asynchronous, ..Options::default() };
+        let fake = Fake::fresh(options);
         fake.count_call(ENTRY, self.entries);
         fake
     }
@@ -172,4 +174,15 @@ sweeps! {
         shares_pages: Setup::pages().exportable();
         shares_whole_pages: Setup::whole_pages().exportable();
     }
+}
+
+/// The calls that look at the thread's context and change it, with another device's current there.
+#[test]
+fn contexts_pages() {
+    sweep_contexts(&Setup { name: "contexts_pages", ..Setup::pages() }, scenarios::trims_alone);
+}
+
+#[test]
+fn contexts_plain() {
+    sweep_contexts(&Setup { name: "contexts_plain", ..Setup::plain() }, scenarios::trims_alone);
 }

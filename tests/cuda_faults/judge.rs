@@ -1,6 +1,7 @@
 //! The sweep over all calls of a scenario, and what is looked at after each run.
 
 use aquifer::AllocError;
+use cudarc::driver::CudaContext;
 
 use crate::cuda::{Call, Fake, Live, code};
 use crate::stage::{Fault, Held, Scenario, Stage, thread_state};
@@ -92,6 +93,39 @@ pub(crate) fn sweep(setup: &Setup, run: Scenario) {
                     Act::Teardown => disturb_end(&fake, setup, run, (nth, fault), spared),
                 }
             }
+        }
+    }
+}
+
+/// Every call of the thread's context in a scenario that makes none itself. They are outside of the
+/// fake's numbering, and counted by name.
+pub(crate) fn sweep_contexts(setup: &Setup, run: Scenario) {
+    let refused = Fault::Refused(code::INVALID_VALUE);
+    for symbol in ["cuCtxGetCurrent", "cuCtxSetCurrent"] {
+        let mut nth = 1;
+        loop {
+            let call = Call { symbol: symbol.into(), subject: 0 };
+            let act = Act::Scenario;
+            let _trial = Trial { setup: setup.name, act, nth, fault: refused, call: &call };
+            let fake = setup.fake();
+            let stage = Stage::new(&fake, setup, Some(refused));
+            let other = CudaContext::new(1).expect("the fake has two devices");
+            let (before, start) = (thread_state(), fake.calls(symbol));
+            fake.fail_call(symbol, nth, code::INVALID_VALUE);
+            let held = run(&stage);
+            let made = fake.calls(symbol) - start;
+            fake.heal();
+            assert_eq!(thread_state(), before, "the thread's context and capture mode");
+            assert!(stage.failures() <= 1, "failed:\n{}", stage.complaints());
+            assert_working(&stage, &held, None);
+            end(stage, held);
+            drop(other);
+            fake.assert_no_leaks();
+            if nth > made {
+                assert!(nth > 10, "{made} calls of {symbol}: nothing to break");
+                break;
+            }
+            nth += 1;
         }
     }
 }

@@ -50,6 +50,20 @@ pub(crate) fn trims(stage: &Stage<'_>) -> Held {
     Held::new()
 }
 
+/// The same without work, which would be the program's own calls.
+pub(crate) fn trims_alone(stage: &Stage<'_>) -> Held {
+    let mut held = Held::new();
+    for stream in 0..3 {
+        for size in [3 * MIB, 25 * MIB, 700 * KIB] {
+            stage.attempt(stream, size, &mut held);
+        }
+        held.truncate(2);
+        stage.memory.trim_to(30 * MIB);
+        stage.verify();
+    }
+    Held::new()
+}
+
 /// Blocks that several streams use, freed and taken with their work under way.
 pub(crate) fn streams(stage: &Stage<'_>) -> Held {
     let mut held = Held::new();

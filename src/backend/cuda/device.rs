@@ -215,8 +215,8 @@ impl Device {
         }
     }
 
-    /// Whether it is a range in which a chunk is stranded: that comes first, or the driver would be
-    /// given addresses in use.
+    /// Whether it is a range in which a chunk is stranded: that comes first, or the driver would
+    /// be given addresses in use.
     fn is_filled(&self, holding: Holding) -> bool {
         let Holding::Range(start, size) = holding else { return false };
         let range = start..start + size;
