@@ -29,6 +29,8 @@ mod pauses;
 mod pools;
 #[path = "contract/recordings.rs"]
 mod recordings;
+#[path = "contract/scopes.rs"]
+mod scopes;
 #[path = "contract/streams.rs"]
 mod streams;
 mod support;
@@ -161,6 +163,11 @@ macro_rules! suite {
                 a_released_pool_goes, a_released_pool_goes_as_it_is_freed,
                 a_released_pool_goes_when_streams_are_done, pools_keep_their_statistics,
                 a_primed_pool_stays_primed,
+            };
+            scopes::{
+                a_scope_tells_what_it_did, a_scope_names_who_holds_what,
+                scopes_overlap_as_they_like, scopes_leave_the_statistics_alone,
+                a_scope_sees_all_threads,
             };
             front::{
                 the_next_request_of_the_size_has_the_block, what_waits_merges_before_anything_grows,

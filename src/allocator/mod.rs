@@ -29,6 +29,7 @@
 //! | `pools`      | private pools, routes, captures |
 //! | `pause`      | private pools whose memory goes back while they stay |
 //! | `recording`  | work that is written down and not submitted |
+//! | `scopes`     | stretches of the program, and what they did with memory |
 //! | `pressure`   | out-of-memory callbacks |
 //! | `sync`       | where the locks come from |
 //! | `tags`       | interned names |
@@ -44,6 +45,7 @@ mod pools;
 mod pressure;
 mod recording;
 mod roster;
+mod scopes;
 mod shared;
 mod streams;
 mod sync;
@@ -56,6 +58,7 @@ pub use pause::PauseError;
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
 pub use pressure::{CallbackGuard, Pressure};
 pub use recording::RecordingGuard;
+pub use scopes::ScopeGuard;
 pub use streams::Stream;
 
 use std::panic::Location;

@@ -29,12 +29,13 @@ use crate::core::block::{Block, Links, State};
 use crate::core::chunks::Chunks;
 use crate::core::classes::Group;
 use crate::core::headroom::Regret;
-use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
+use crate::core::ledger::{self, Counter, Entry, Gauge, Spare};
 use crate::core::lifetime::{Clock, Recorded};
 use crate::core::miss::Miss;
 use crate::core::owners::{Capture, Owner};
 use crate::core::pause::Presence;
 use crate::core::pool::{Pool, Traits};
+use crate::core::scopes::Marks;
 use crate::core::segment::{Idle, Segment, vacate};
 use crate::core::step::{Growth, Step};
 use crate::id::{ArenaId, BlockId, OwnerId, PoolId, SegmentId};
@@ -61,6 +62,7 @@ pub(crate) struct Global<E> {
     pub(crate) gone_pools: VecDeque<(PoolId, [Counter; 3])>,
     pub(crate) pools_made: u32,
     pub(crate) spare: Spare,
+    pub(crate) marks: Marks,
     /// What headroom gave back too early.
     pub(crate) regret: Regret,
     /// W1, in bytes.
@@ -124,6 +126,7 @@ impl<E> Global<E> {
             pools_made: 0,
             regret: Regret::default(),
             spare: [[0; ledger::GAUGES]; ledger::ROWS],
+            marks: Marks::default(),
             reserved: 0,
             limit,
             active_peak: 0,
@@ -197,29 +200,6 @@ impl<M, E: Clone> World<'_, M, E> {
         }
         let mut ledgers: Vec<_> = self.arenas.iter_mut().map(|arena| &mut arena.ledger).collect();
         ledger::settle(&mut ledgers, &mut self.global.spare);
-    }
-
-    pub(crate) fn peaks(&self) -> Table {
-        let ledgers: Vec<&Ledger> = self.arenas.iter().map(|arena| &arena.ledger).collect();
-        ledger::peaks(&ledgers, &self.global.spare)
-    }
-
-    /// The most bytes that were ever active.
-    pub(crate) fn active_peak(&self) -> Bytes {
-        let column = Gauge::ActiveBytes as usize;
-        let leased: Bytes =
-            self.arenas.iter().map(|arena| arena.ledger.lease[ledger::ALL][column]).sum();
-        self.global.active_peak.max(leased + self.global.spare[ledger::ALL][column])
-    }
-
-    /// Every peak starts at what is there now; the policy's own high-water mark stays.
-    pub(crate) fn reset_peaks(&mut self) {
-        self.global.active_peak = self.active_peak();
-        let mut ledgers: Vec<_> = self.arenas.iter_mut().map(|arena| &mut arena.ledger).collect();
-        ledger::reset_peaks(&mut ledgers, &mut self.global.spare);
-        for counter in self.global.owners.iter_mut().flat_map(|owner| &mut owner.reserved) {
-            counter.peak = counter.current;
-        }
     }
 
     /// Lets the lifetime totals and counts start at 0.

@@ -1,9 +1,10 @@
-//! What is shown to people: statistics, snapshots, holders, out-of-memory reports. All prose and
-//! formatting of the crate is here; it reads the core and changes nothing, and none of it runs on a
-//! hit.
+//! What is shown to people: statistics, summaries, snapshots, holders, scopes, out-of-memory
+//! reports. All prose and formatting of the crate is here; it reads the core and changes nothing,
+//! and none of it runs on a hit.
 
 pub mod holders;
 pub mod oom;
+pub mod scope;
 pub mod snapshot;
 pub mod stats;
 
