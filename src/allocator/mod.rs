@@ -73,6 +73,7 @@ use crate::id::{AllocationId, Tag};
 use crate::report::holders::{self, Holder};
 use crate::report::snapshot::{self, Snapshot};
 use crate::report::stats::{self, MemoryStats};
+use crate::report::summary::Summary;
 use crate::units::Bytes;
 use shared::Shared;
 
@@ -341,6 +342,32 @@ impl<B: Backend> Allocator<B> {
             world.settle();
             stats::collect(world)
         })
+    }
+
+    /// The statistics as a table, laid out as `torch.cuda.memory_summary` lays it out, with the
+    /// device's name in the title. 47 lines of 77 columns; ends with a line feed.
+    ///
+    /// ```
+    /// use aquifer::{Allocator, Config, backend::Host};
+    ///
+    /// let allocator = Allocator::new(Host::new(), Config::default());
+    /// let weights = allocator.allocate(512)?;
+    /// let row = "| Allocated memory      |    512 B   |    512 B   |    512 B   |      0 B   |\n";
+    /// assert!(allocator.memory_summary().contains(row));
+    /// # Ok::<(), aquifer::AllocError>(())
+    /// ```
+    pub fn memory_summary(&self) -> String {
+        self.summary(false)
+    }
+
+    /// As [`memory_summary`](Self::memory_summary), without the rows of small and large pools.
+    pub fn memory_summary_abbreviated(&self) -> String {
+        self.summary(true)
+    }
+
+    fn summary(&self, abbreviated: bool) -> String {
+        let (stats, device) = (self.memory_stats(), self.backend().describe());
+        format!("{}\n", Summary { stats: &stats, device: Some(&device), abbreviated })
     }
 
     /// Lets every peak start at what is there now.

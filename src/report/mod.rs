@@ -7,6 +7,7 @@ pub mod oom;
 pub mod scope;
 pub mod snapshot;
 pub mod stats;
+pub(crate) mod summary;
 
 use crate::units::{Bytes, GIB, KIB, MIB};
 
