@@ -23,6 +23,8 @@ mod gpu;
 mod limits;
 #[path = "contract/memory.rs"]
 mod memory;
+#[path = "contract/oom.rs"]
+mod oom;
 #[path = "contract/pauses.rs"]
 mod pauses;
 #[path = "contract/pools.rs"]
@@ -156,6 +158,11 @@ macro_rules! suite {
                 idle_memory_goes_after_its_age, garbage_collection_needs_no_fraction,
                 cached_memory_follows_the_high_water_mark,
             };
+            oom::{
+                the_error_tells_holes_from_room, the_limit_is_blamed_where_it_is_to_blame,
+                a_private_pool_that_would_do_is_named, observers_are_told_once_of_each_failure,
+                an_observer_may_do_anything,
+            };
             pools::{
                 routes_lead_requests, the_innermost_route_wins, a_pool_serves_nobody_else,
                 a_pool_may_help_out, a_pool_may_help_out_other_streams,
@@ -257,6 +264,7 @@ stamp! { on_sim, crate::SIM;
     streams::{a_hit_makes_no_call};
 }
 stamp! { on_sim_virtual, crate::SIM_VIRTUAL;
+    oom::{expandable_segments_are_recommended_where_they_help};
     front::{what_waits_is_lost_with_the_device};
     memory::{the_largest_segment_can_be_had};
     pools::{a_capture_makes_no_call, a_captured_pool_keeps_its_memory};

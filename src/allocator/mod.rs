@@ -30,7 +30,9 @@
 //! | `pause`      | private pools whose memory goes back while they stay |
 //! | `recording`  | work that is written down and not submitted |
 //! | `scopes`     | stretches of the program, and what they did with memory |
+//! | `listeners`  | what programs register, and its guards |
 //! | `pressure`   | out-of-memory callbacks |
+//! | `oom`        | requests that fail for want of memory, and their observers |
 //! | `sync`       | where the locks come from |
 //! | `tags`       | interned names |
 
@@ -38,6 +40,8 @@ mod addresses;
 mod allocation;
 mod cell;
 mod held;
+mod listeners;
+mod oom;
 mod pause;
 mod perform;
 mod places;
@@ -54,9 +58,10 @@ mod tags;
 mod tests;
 
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
+pub use listeners::CallbackGuard;
 pub use pause::PauseError;
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
-pub use pressure::{CallbackGuard, Pressure};
+pub use pressure::Pressure;
 pub use recording::RecordingGuard;
 pub use scopes::ScopeGuard;
 pub use streams::Stream;

@@ -11,6 +11,8 @@ use crate::allocator::addresses::Addresses;
 use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError, RawAllocation};
 use crate::allocator::cell::{Cell, Memory};
 use crate::allocator::held::Inside;
+use crate::allocator::listeners::Listeners;
+use crate::allocator::oom::{self, Observer};
 use crate::allocator::places::Places;
 use crate::allocator::pools::Routes;
 use crate::allocator::pressure::Callbacks;
@@ -24,13 +26,12 @@ use crate::core::arena::{Freed, Take, Want};
 use crate::core::classes::{self, Group};
 use crate::core::harvest::Harvest;
 use crate::core::hit::Terms;
-use crate::core::ledger::Gauge;
 use crate::core::state::{Device, Global, World};
-use crate::core::step::{Failure, Step};
+use crate::core::step::Step;
 use crate::core::trim::Trim;
 use crate::id::{ArenaId, OwnerId};
 use crate::report::holders;
-use crate::report::oom::{OomCause, OomReport};
+use crate::report::oom::OomCause;
 use crate::units::{Bytes, GRANULE, REQUEST_MAX, SEGMENT_MAX, align_down, to_granules};
 
 /// The backend's event as the core carries it.
@@ -56,6 +57,7 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) places: Arc<Places<B>>,
     pub(super) routes: Routes<B>,
     pub(super) callbacks: Callbacks,
+    pub(super) observers: Listeners<Observer>,
     pub(super) tags: Tags,
     limits: Mutex<UserLimits>,
     /// Held through a pause and a resume: one at a time.
@@ -76,10 +78,18 @@ pub(super) struct UserLimits {
 impl UserLimits {
     /// The lower of both, in bytes; a fraction of 1 limits nothing.
     fn effective(&self, total: Option<Bytes>) -> Option<Bytes> {
-        let by_fraction = total
-            .filter(|_| self.fraction < 1.0)
-            .map(|total| (total as f64 * self.fraction).round() as Bytes);
-        [by_fraction, self.limit].into_iter().flatten().min()
+        [self.by_fraction(total), self.limit].into_iter().flatten().min()
+    }
+
+    fn by_fraction(&self, total: Option<Bytes>) -> Option<Bytes> {
+        let total = total.filter(|_| self.fraction < 1.0)?;
+        Some((total as f64 * self.fraction).round() as Bytes)
+    }
+
+    /// Whether the fraction is the lower of both.
+    pub(super) fn is_by_fraction(&self, total: Option<Bytes>) -> bool {
+        let by_fraction = self.by_fraction(total);
+        by_fraction.is_some_and(|bytes| self.limit.is_none_or(|limit| bytes < limit))
     }
 }
 
@@ -114,6 +124,7 @@ impl<B: Backend> Shared<B> {
                 places,
                 routes: Routes::new(),
                 callbacks: Callbacks::new(),
+                observers: oom::observers(),
                 tags: Tags::new(),
                 limits: Mutex::new(user),
                 pauses: Mutex::new(()),
@@ -428,50 +439,6 @@ impl<B: Backend> Shared<B> {
 
     pub(super) fn set_limit(&self, limit: Option<Bytes>) {
         self.change_limits(|limits| limits.limit = limit);
-    }
-
-    #[cold]
-    pub(super) fn failure(&self, failure: Failure, want: &Want) -> AllocError {
-        match failure {
-            Failure::OutOfMemory => self.out_of_memory(want, OomCause::NoRoom),
-            Failure::Rejected => self.out_of_memory(want, OomCause::Rejected),
-            Failure::Capture => self.out_of_memory(want, OomCause::Capture),
-            Failure::Paused => self.out_of_memory(want, OomCause::Paused),
-            Failure::Lost => {
-                let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                AllocError::DeviceLost(lost.unwrap_or_else(|| Lost::new("no reason was given")))
-            }
-        }
-    }
-
-    #[cold]
-    pub(super) fn out_of_memory(&self, want: &Want, cause: OomCause) -> AllocError {
-        let device_free = self.backend.free_bytes();
-        let name_of = |tag| self.tags.name(tag);
-        let report = self.world(|world| {
-            let allocated = world.total(Gauge::AllocatedBytes);
-            let active = world.total(Gauge::ActiveBytes);
-            let mut holders = holders::collect(world, &name_of);
-            holders.truncate(5);
-            OomReport {
-                cause,
-                requested: want.requested,
-                location: want.location,
-                tag: name_of(want.tag),
-                limit: world.global.limit,
-                device_total: self.device.total,
-                device_free,
-                allocated,
-                pending: active - allocated,
-                reserved: world.total(Gauge::ReservedBytes),
-                releasable: world.releasable(),
-                largest_free: world.largest_free(want.owner, want.group),
-                holders,
-                could_expand: self.device.virtual_memory && !self.config.expandable_segments,
-            }
-        });
-        log::warn!("aquifer: {report}");
-        AllocError::OutOfMemory(Box::new(report))
     }
 }
 

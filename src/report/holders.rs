@@ -106,3 +106,41 @@ fn sum_up<M, E: Clone>(
     holders.sort_by_key(|holder| std::cmp::Reverse(holder.bytes));
     holders
 }
+
+/// What one tag holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TagTotal {
+    /// The tag; `None` for allocations without one.
+    pub tag: Option<String>,
+    /// Bytes of their blocks.
+    pub bytes: Bytes,
+    /// Number of live allocations.
+    pub count: u64,
+}
+
+impl fmt::Display for TagTotal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tag = self.tag.as_deref().unwrap_or("no tag");
+        write!(f, "[{tag}] {} in {}", format_bytes(self.bytes), self.count)
+    }
+}
+
+/// Holders by tag alone, largest first; none if nothing has a tag.
+pub(crate) fn by_tag(holders: &[Holder]) -> Vec<TagTotal> {
+    if holders.iter().all(|holder| holder.tag.is_none()) {
+        return Vec::new();
+    }
+    let mut sums: BTreeMap<&Option<String>, (Bytes, u64)> = BTreeMap::new();
+    for holder in holders {
+        let sum = sums.entry(&holder.tag).or_default();
+        sum.0 += holder.bytes;
+        sum.1 += holder.count;
+    }
+    let mut totals: Vec<TagTotal> = sums
+        .into_iter()
+        .map(|(tag, (bytes, count))| TagTotal { tag: tag.clone(), bytes, count })
+        .collect();
+    totals.sort_by_key(|total| std::cmp::Reverse(total.bytes));
+    totals
+}
