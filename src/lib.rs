@@ -98,9 +98,10 @@ pub mod units;
 pub mod vec;
 
 pub use allocator::{
-    AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, FreeError, LimitError, MemInfo,
-    PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation, RecordingGuard, Request,
-    RouteGuard, ScopeGuard, Stream,
+    AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, Crossing, FreeError,
+    LimitError, MaybeOutOfMemory, MemInfo, PauseError, PoolOptions, Pressure, PrivatePool,
+    RawAllocation, RecordingGuard, Request, RouteGuard, ScopeGuard, Stream, Threshold,
+    find_executable_batch_size, find_executable_batch_size_with, is_out_of_memory,
 };
 pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};

@@ -36,6 +36,8 @@ mod scopes;
 #[path = "contract/streams.rs"]
 mod streams;
 mod support;
+#[path = "contract/watches.rs"]
+mod watches;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -175,6 +177,11 @@ macro_rules! suite {
                 a_scope_tells_what_it_did, a_scope_names_who_holds_what,
                 scopes_overlap_as_they_like, scopes_leave_the_statistics_alone,
                 a_scope_sees_all_threads,
+            };
+            watches::{
+                a_threshold_fires_once_a_crossing, fractions_are_of_the_limit_or_the_device,
+                what_rises_in_the_cache_is_seen_by_the_clock, a_watch_may_do_anything,
+                a_batch_is_halved_until_it_fits, a_batch_of_one_that_does_not_fit_is_an_error,
             };
             front::{
                 the_next_request_of_the_size_has_the_block, what_waits_merges_before_anything_grows,

@@ -33,11 +33,14 @@
 //! | `listeners`  | what programs register, and its guards |
 //! | `pressure`   | out-of-memory callbacks |
 //! | `oom`        | requests that fail for want of memory, and their observers |
+//! | `watches`    | thresholds that programs are told of |
+//! | `batch`      | the largest batch that fits |
 //! | `sync`       | where the locks come from |
 //! | `tags`       | interned names |
 
 mod addresses;
 mod allocation;
+mod batch;
 mod cell;
 mod held;
 mod listeners;
@@ -56,8 +59,12 @@ mod sync;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod watches;
 
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
+pub use batch::{
+    MaybeOutOfMemory, find_executable_batch_size, find_executable_batch_size_with, is_out_of_memory,
+};
 pub use listeners::CallbackGuard;
 pub use pause::PauseError;
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
@@ -65,6 +72,7 @@ pub use pressure::Pressure;
 pub use recording::RecordingGuard;
 pub use scopes::ScopeGuard;
 pub use streams::Stream;
+pub use watches::{Crossing, Threshold};
 
 use std::panic::Location;
 use std::sync::Arc;

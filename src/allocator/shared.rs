@@ -20,6 +20,7 @@ use crate::allocator::roster::Roster;
 use crate::allocator::streams::Streams;
 use crate::allocator::sync::{self, AtomicBool, Condvar, FastGuard, Mutex, MutexGuard, Ordering};
 use crate::allocator::tags::Tags;
+use crate::allocator::watches::Watches;
 use crate::backend::{Backend, Lost};
 use crate::config::Config;
 use crate::core::arena::{Freed, Take, Want};
@@ -58,6 +59,7 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) routes: Routes<B>,
     pub(super) callbacks: Callbacks,
     pub(super) observers: Listeners<Observer>,
+    pub(super) watches: Watches,
     pub(super) tags: Tags,
     limits: Mutex<UserLimits>,
     /// Held through a pause and a resume: one at a time.
@@ -125,6 +127,7 @@ impl<B: Backend> Shared<B> {
                 routes: Routes::new(),
                 callbacks: Callbacks::new(),
                 observers: oom::observers(),
+                watches: Watches::new(),
                 tags: Tags::new(),
                 limits: Mutex::new(user),
                 pauses: Mutex::new(()),
@@ -379,6 +382,7 @@ impl<B: Backend> Shared<B> {
             _ => 0,
         };
         step.into_iter().for_each(|step| self.perform(step));
+        self.look_at_watches();
         purged + bytes
     }
 
