@@ -31,7 +31,7 @@ use crate::core::state::{Device, Global, World};
 use crate::core::step::Step;
 use crate::core::trim::Trim;
 use crate::id::{ArenaId, OwnerId};
-use crate::report::holders;
+use crate::report::holders::{self, Outlived};
 use crate::report::oom::OomCause;
 use crate::units::{Bytes, GRANULE, REQUEST_MAX, SEGMENT_MAX, align_down, to_granules};
 
@@ -454,8 +454,8 @@ impl<B: Backend> Drop for Shared<B> {
             return;
         }
         let live = self.world(|world| holders::collect(world, &|tag| self.tags.name(tag)));
-        for holder in &live {
-            log::warn!("aquifer: the allocator was dropped while something is held: {holder}");
+        if !live.is_empty() {
+            log::warn!("aquifer: {}", Outlived(&live));
         }
         self.world(|world| world.release_all_owners());
         self.trim(Trim::all(0));

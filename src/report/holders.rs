@@ -107,6 +107,32 @@ fn sum_up<M, E: Clone>(
     holders
 }
 
+/// How many places are named of what outlives its allocator.
+const NAMED_MAX: usize = 20;
+
+/// Says that the last handle of an allocator is gone, and who holds what.
+pub(crate) struct Outlived<'a>(pub(crate) &'a [Holder]);
+
+impl fmt::Display for Outlived<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes: Bytes = self.0.iter().map(|holder| holder.bytes).sum();
+        let count: u64 = self.0.iter().map(|holder| holder.count).sum();
+        write!(
+            f,
+            "the allocator was dropped while {} in {count} are held; they stay valid, and go back \
+             as they are dropped:",
+            format_bytes(bytes)
+        )?;
+        for holder in self.0.iter().take(NAMED_MAX) {
+            write!(f, "\n  {holder}")?;
+        }
+        match self.0.len().checked_sub(NAMED_MAX) {
+            None | Some(0) => Ok(()),
+            Some(more) => write!(f, "\n  and {more} more places"),
+        }
+    }
+}
+
 /// What one tag holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -144,3 +170,6 @@ pub(crate) fn by_tag(holders: &[Holder]) -> Vec<TagTotal> {
     totals.sort_by_key(|total| std::cmp::Reverse(total.bytes));
     totals
 }
+
+#[cfg(test)]
+mod tests;
