@@ -59,7 +59,7 @@
 //! | `ds` | data structures that know no word of the allocator |
 //! | [`config`] | every knob; reads `PYTORCH_CUDA_ALLOC_CONF` |
 //! | `core` | the policy: a deterministic state machine |
-//! | [`report`] | statistics, snapshots, holders, out-of-memory reports |
+//! | [`report`] | statistics, summaries, snapshots, holders, scopes, out-of-memory reports |
 //! | [`backend`] | the contract with devices; host memory; a simulated device; wgpu; CUDA |
 //! | [`allocator`] | the shell: locks, backend calls, the public face |
 //! | [`mod@vec`] | typed access to memory that the CPU can see |
@@ -77,6 +77,7 @@
 //! - *stream*: one ordered timeline of device work. *event*: a mark on it.
 //! - *recording*: work of a stream that is written down and not handed to the device yet.
 //! - *scope*: one encoder of wgpu from its beginning to its submission: a recording.
+//! - *named scope* ([`Allocator::scope`]): a stretch of the program that is reported on.
 //! - *trim*: give cached memory back. The public call keeps PyTorch's name, `empty_cache`.
 //! - *backend*: whatever owns the memory.
 //!
@@ -97,9 +98,10 @@ pub mod units;
 pub mod vec;
 
 pub use allocator::{
-    AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, FreeError, HistoryOptions,
-    LimitError, MemInfo, PauseError, PoolOptions, Pressure, PrivatePool, RawAllocation,
-    RecordingGuard, Request, RouteGuard, Stream,
+    AllocError, Allocation, Allocator, CallbackGuard, CaptureGuard, Crossing, FreeError,
+    HistoryOptions, LimitError, MaybeOutOfMemory, MemInfo, PauseError, PoolOptions, Pressure,
+    PrivatePool, RawAllocation, RecordingGuard, Request, RouteGuard, ScopeGuard, Stream, Threshold,
+    find_executable_batch_size, find_executable_batch_size_with, is_out_of_memory,
 };
 pub use config::{Config, ConfigError};
 pub use id::{AllocationId, PoolId, Tag};

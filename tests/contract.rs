@@ -25,15 +25,21 @@ mod histories;
 mod limits;
 #[path = "contract/memory.rs"]
 mod memory;
+#[path = "contract/oom.rs"]
+mod oom;
 #[path = "contract/pauses.rs"]
 mod pauses;
 #[path = "contract/pools.rs"]
 mod pools;
 #[path = "contract/recordings.rs"]
 mod recordings;
+#[path = "contract/scopes.rs"]
+mod scopes;
 #[path = "contract/streams.rs"]
 mod streams;
 mod support;
+#[path = "contract/watches.rs"]
+mod watches;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -156,6 +162,11 @@ macro_rules! suite {
                 idle_memory_goes_after_its_age, garbage_collection_needs_no_fraction,
                 cached_memory_follows_the_high_water_mark,
             };
+            oom::{
+                the_error_tells_holes_from_room, the_limit_is_blamed_where_it_is_to_blame,
+                a_private_pool_that_would_do_is_named, observers_are_told_once_of_each_failure,
+                an_observer_may_do_anything,
+            };
             pools::{
                 routes_lead_requests, the_innermost_route_wins, a_pool_serves_nobody_else,
                 a_pool_may_help_out, a_pool_may_help_out_other_streams,
@@ -163,6 +174,16 @@ macro_rules! suite {
                 a_released_pool_goes, a_released_pool_goes_as_it_is_freed,
                 a_released_pool_goes_when_streams_are_done, pools_keep_their_statistics,
                 a_primed_pool_stays_primed,
+            };
+            scopes::{
+                a_scope_tells_what_it_did, a_scope_names_who_holds_what,
+                scopes_overlap_as_they_like, scopes_leave_the_statistics_alone,
+                a_scope_sees_all_threads,
+            };
+            watches::{
+                a_threshold_fires_once_a_crossing, fractions_are_of_the_limit_or_the_device,
+                what_rises_in_the_cache_is_seen_by_the_clock, a_watch_may_do_anything,
+                a_batch_is_halved_until_it_fits, a_batch_of_one_that_does_not_fit_is_an_error,
             };
             front::{
                 the_next_request_of_the_size_has_the_block, what_waits_merges_before_anything_grows,
@@ -256,6 +277,7 @@ stamp! { on_sim, crate::SIM;
     streams::{a_hit_makes_no_call};
 }
 stamp! { on_sim_virtual, crate::SIM_VIRTUAL;
+    oom::{expandable_segments_are_recommended_where_they_help};
     front::{what_waits_is_lost_with_the_device};
     memory::{the_largest_segment_can_be_had};
     pools::{a_capture_makes_no_call, a_captured_pool_keeps_its_memory};

@@ -8,12 +8,13 @@
 //! Off, a hit and a free look at one pointer each. On, each writes an entry under the lock that it
 //! holds anyway: no lock, no allocation, no counter of its own.
 
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::sync::{Arc, PoisonError, Weak};
+use std::panic::Location;
+use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::allocator::Allocator;
 use crate::allocator::held::{Held, Inside};
+use crate::allocator::listeners::{CallbackGuard, Listeners, contain};
 use crate::allocator::shared::Shared;
 use crate::allocator::sync::{FastGuard, Mutex, MutexGuard};
 use crate::backend::Backend;
@@ -46,14 +47,13 @@ type Observer = dyn Fn(&Event) + Send + Sync;
 /// Whether, and since when, something is recorded.
 pub(super) struct Recorder {
     state: Mutex<Recording>,
+    observers: Listeners<Observer>,
 }
 
 struct Recording {
     /// While recording is on.
     on: Option<On>,
     annotations: Vec<Annotation>,
-    observers: Vec<(u64, Arc<Observer>)>,
-    observers_made: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -69,9 +69,8 @@ const ANNOTATIONS_MAX: usize = 100_000;
 
 impl Recorder {
     pub(super) fn new() -> Self {
-        let (annotations, observers) = (Vec::new(), Vec::new());
-        let state = Recording { on: None, annotations, observers, observers_made: 0 };
-        Self { state: Mutex::new(state) }
+        let state = Recording { on: None, annotations: Vec::new() };
+        Self { state: Mutex::new(state), observers: Listeners::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, Recording> {
@@ -80,8 +79,8 @@ impl Recorder {
 
     /// A ring for another stream, if recording is on.
     pub(super) fn ring(&self) -> Option<Box<Ring>> {
-        let state = self.state();
-        state.on.as_ref().map(|on| on.ring(!state.observers.is_empty()))
+        let observed = !self.observers.all().is_empty();
+        self.state().on.as_ref().map(|on| on.ring(observed))
     }
 }
 
@@ -98,32 +97,6 @@ impl On {
 
 fn unix_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros() as u64)
-}
-
-/// Observes events until it is dropped. Made by [`Allocator::on_event`].
-#[must_use = "dropping the guard ends the observation"]
-pub struct EventGuard<B: Backend> {
-    shared: Weak<Shared<B>>,
-    serial: u64,
-}
-
-impl<B: Backend> std::fmt::Debug for EventGuard<B> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("EventGuard").field(&self.serial).finish()
-    }
-}
-
-impl<B: Backend> Drop for EventGuard<B> {
-    fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let mut state = shared.recorder.state();
-        state.observers.retain(|observer| observer.0 != self.serial);
-        let observed = !state.observers.is_empty();
-        drop(state);
-        if !shared.is_poisoned() {
-            shared.set_observed(observed);
-        }
-    }
 }
 
 impl<B: Backend> Inside<B> {
@@ -239,20 +212,18 @@ impl<B: Backend> Shared<B> {
     /// Tells observers, with nothing locked.
     #[cold]
     pub(super) fn tell(&self, heard: &[(ArenaId, Entry)]) {
-        let state = self.recorder.state();
-        let observers: Vec<_> = state.observers.iter().map(|it| Arc::clone(&it.1)).collect();
-        let Some(on) = state.on.clone() else { return };
-        drop(state);
+        let observers = self.recorder.observers.all();
+        if observers.is_empty() {
+            return self.set_observed(false);
+        }
+        let Some(on) = self.recorder.state().on.clone() else { return };
         let name_of = |tag| self.tags.name(tag);
         let mut names = Names::new(&name_of);
         let pools = |_| PoolId::default();
         for &(stream, entry) in heard {
             for event in events_of(entry, stream, &on, &mut names, &pools) {
-                for observer in &observers {
-                    let told = catch_unwind(AssertUnwindSafe(|| observer(&event)));
-                    if told.is_err() {
-                        log::error!("aquifer: an observer of events panicked; it is ignored");
-                    }
+                for observer in observers.iter().rev() {
+                    contain("an observer of events", || observer(&event));
                 }
             }
         }
@@ -280,8 +251,8 @@ impl<B: Backend> Shared<B> {
     }
 
     fn switch_history(&self, options: Option<HistoryOptions>) {
+        let observed = !self.recorder.observers.all().is_empty();
         let mut state = self.recorder.state();
-        let observed = !state.observers.is_empty();
         state.on =
             options.map(|options| On { start: Instant::now(), start_us: unix_us(), options });
         state.annotations.clear();
@@ -433,13 +404,9 @@ impl<B: Backend> Allocator<B> {
     /// Calls `observer` with every event, as long as something is recorded and the guard lives. No
     /// lock of the allocator is held, so that events of several threads may come out of order;
     /// panics are contained. The observer may use the allocator, and hears of that as well.
-    pub fn on_event(&self, observer: impl Fn(&Event) + Send + Sync + 'static) -> EventGuard<B> {
-        let mut state = self.shared.recorder.state();
-        state.observers_made += 1;
-        let serial = state.observers_made;
-        state.observers.push((serial, Arc::new(observer)));
-        drop(state);
+    pub fn on_event(&self, observer: impl Fn(&Event) + Send + Sync + 'static) -> CallbackGuard {
+        let guard = self.shared.recorder.observers.register(0, Arc::new(observer));
         self.shared.set_observed(true);
-        EventGuard { shared: Arc::downgrade(&self.shared), serial }
+        guard
     }
 }

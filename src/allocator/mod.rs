@@ -27,41 +27,58 @@
 //! | `allocation` | requests, allocations, ids, errors |
 //! | `streams`    | registration, adoption and retirement of streams |
 //! | `pools`      | private pools, routes, captures |
-//! | `failures`   | what the error of a failed request says |
 //! | `history`    | recording of what happens, and reading it |
 //! | `pause`      | private pools whose memory goes back while they stay |
 //! | `recording`  | work that is written down and not submitted |
+//! | `scopes`     | stretches of the program, and what they did with memory |
+//! | `listeners`  | what programs register, and its guards |
 //! | `pressure`   | out-of-memory callbacks |
+//! | `oom`        | requests that fail for want of memory, and their observers |
+//! | `watches`    | thresholds that programs are told of |
+//! | `publish`    | gauges and counters for monitoring (feature `metrics`) |
+//! | `batch`      | the largest batch that fits |
 //! | `sync`       | where the locks come from |
 //! | `tags`       | interned names |
 
 mod addresses;
 mod allocation;
+mod batch;
 mod cell;
-mod failures;
 mod held;
 mod history;
+mod listeners;
+mod oom;
 mod pause;
 mod perform;
 mod places;
 mod pools;
 mod pressure;
+#[cfg(feature = "metrics")]
+mod publish;
 mod recording;
 mod roster;
+mod scopes;
 mod shared;
 mod streams;
 mod sync;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod watches;
 
 pub use allocation::{AllocError, Allocation, FreeError, LimitError, RawAllocation, Request};
-pub use history::{EventGuard, HistoryOptions};
+pub use batch::{
+    MaybeOutOfMemory, find_executable_batch_size, find_executable_batch_size_with, is_out_of_memory,
+};
+pub use history::HistoryOptions;
+pub use listeners::CallbackGuard;
 pub use pause::PauseError;
 pub use pools::{CaptureGuard, PoolOptions, PrivatePool, RouteGuard};
-pub use pressure::{CallbackGuard, Pressure};
+pub use pressure::Pressure;
 pub use recording::RecordingGuard;
+pub use scopes::ScopeGuard;
 pub use streams::Stream;
+pub use watches::{Crossing, Threshold};
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -75,6 +92,7 @@ use crate::id::{AllocationId, Tag};
 use crate::report::holders::{self, Holder};
 use crate::report::snapshot::Snapshot;
 use crate::report::stats::{self, MemoryStats};
+use crate::report::summary::Summary;
 use crate::units::Bytes;
 use shared::Shared;
 
@@ -343,6 +361,32 @@ impl<B: Backend> Allocator<B> {
             world.settle();
             stats::collect(world)
         })
+    }
+
+    /// The statistics as a table, laid out as `torch.cuda.memory_summary` lays it out, with the
+    /// device's name in the title. 47 lines of 77 columns; ends with a line feed.
+    ///
+    /// ```
+    /// use aquifer::{Allocator, Config, backend::Host};
+    ///
+    /// let allocator = Allocator::new(Host::new(), Config::default());
+    /// let weights = allocator.allocate(512)?;
+    /// let row = "| Allocated memory      |    512 B   |    512 B   |    512 B   |      0 B   |\n";
+    /// assert!(allocator.memory_summary().contains(row));
+    /// # Ok::<(), aquifer::AllocError>(())
+    /// ```
+    pub fn memory_summary(&self) -> String {
+        self.summary(false)
+    }
+
+    /// As [`memory_summary`](Self::memory_summary), without the rows of small and large pools.
+    pub fn memory_summary_abbreviated(&self) -> String {
+        self.summary(true)
+    }
+
+    fn summary(&self, abbreviated: bool) -> String {
+        let (stats, device) = (self.memory_stats(), self.backend().describe());
+        format!("{}\n", Summary { stats: &stats, device: Some(&device), abbreviated })
     }
 
     /// Lets every peak start at what is there now.

@@ -122,7 +122,7 @@ impl<B: Backend> PrivatePool<B> {
         restore: impl FnOnce() -> Result<(), E>,
     ) -> Result<Bytes, E> {
         let shared = self.shared();
-        let _alone = shared.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = shared.pauses.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = shared.bring_back(self.owner())?;
         if let Err(error) = restore() {
             // Nothing of it was handed out: it goes again, and can be asked for again.
@@ -130,6 +130,8 @@ impl<B: Backend> PrivatePool<B> {
             return Err(error);
         }
         shared.world(|world| world.end_pause(self.owner()));
+        drop(alone);
+        shared.look_at_watches();
         Ok(bytes)
     }
 
@@ -185,6 +187,7 @@ impl<B: Backend> Shared<B> {
         let bytes = plan.bytes;
         let places = plan.into_places();
         self.world(|world| world.commit_leave(places));
+        self.rearm_watches();
         self.notify_progress();
         match lost {
             None => Ok(bytes),

@@ -28,6 +28,21 @@ impl<B: Backend> Shared<B> {
         want: Want,
         harvest: bool,
     ) -> Result<Allocation<B>, AllocError> {
+        let mut grew = false;
+        let outcome = self.try_all(arena, want, harvest, &mut grew);
+        if grew {
+            self.look_at_watches();
+        }
+        outcome
+    }
+
+    fn try_all(
+        &self,
+        arena: ArenaId,
+        want: Want,
+        harvest: bool,
+        grew: &mut bool,
+    ) -> Result<Allocation<B>, AllocError> {
         let mut callbacks = self.callbacks.list();
         let mut miss = Miss::new(arena, want, harvest, !callbacks.is_empty());
         if harvest {
@@ -41,6 +56,8 @@ impl<B: Backend> Shared<B> {
                 }
                 step
             });
+            log::trace!("aquifer: for {} bytes: {}", want.requested, step.name());
+            *grew |= step.is_growth();
             let grant = match step {
                 Step::Done(arena, grant) => Some((arena, grant)),
                 Step::Fail(failure) => return Err(self.failure(failure, &want)),
@@ -133,6 +150,10 @@ impl<B: Backend> Shared<B> {
 
     fn map(&self, miss: &mut Miss, mut plan: MapPlan<Memory<B>>) -> Option<Grant> {
         let outcome = self.map_pages(&plan).map_err(|error| self.refusal(&error));
+        if outcome.is_ok() {
+            let bytes: Bytes = plan.pieces.iter().map(|piece| piece.size).sum();
+            log::debug!("aquifer: put {bytes} bytes of pages behind a range");
+        }
         // The core hands memory out for release only when no call borrows it any more.
         let grant = self.world(|world| {
             plan.unborrow();
@@ -263,6 +284,7 @@ impl<B: Backend> Shared<B> {
                 log::debug!("aquifer: gave {bytes} bytes in {count} segments back");
                 self.world(|world| world.commit_release(count, bytes));
                 self.progress.notify_all();
+                self.rearm_watches();
             }
             Step::Unmap(plan) => self.unmap(plan),
             Step::Done(..)
@@ -292,6 +314,8 @@ impl<B: Backend> Shared<B> {
     }
 
     fn unmap(&self, mut plan: UnmapPlan<Memory<B>>) {
+        let chunks = plan.pages.iter().flat_map(|pages| &pages.chunks);
+        let bytes: Bytes = chunks.map(|chunk| to_bytes(chunk.size)).sum();
         for pages in &plan.pages {
             let memory = &pages.memory_ref().memory;
             let gone = unmap_chunks(&*self.backend, memory, &pages.chunks);
@@ -304,6 +328,8 @@ impl<B: Backend> Shared<B> {
             world.commit_unmap(plan);
         });
         self.progress.notify_all();
+        log::debug!("aquifer: gave {bytes} bytes of pages back");
+        self.rearm_watches();
     }
 
     /// Waits until no backend call that concerns the stream is under way.

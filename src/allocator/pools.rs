@@ -284,15 +284,4 @@ impl<B: Backend> Allocator<B> {
         self.shared.await_quiet(id);
         CaptureGuard { route, stream: id }
     }
-
-    /// Registers a callback that may give memory back before a request fails: `true` says that it
-    /// did. Higher priorities are asked first. See the rules in [`Pressure`](crate::Pressure)'s
-    /// module: no lock is held, panics are contained.
-    pub fn on_out_of_memory(
-        &self,
-        priority: i32,
-        callback: impl Fn(&super::Pressure) -> bool + Send + Sync + 'static,
-    ) -> super::CallbackGuard {
-        self.shared.callbacks.register(priority, Arc::new(callback))
-    }
 }

@@ -7,10 +7,12 @@
 //! own requests ask no callbacks.
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::Arc;
 
-use crate::allocator::sync::{Mutex, thread_local};
+use crate::allocator::Allocator;
+use crate::allocator::listeners::{CallbackGuard, Listeners, contain};
+use crate::allocator::sync::thread_local;
+use crate::backend::Backend;
 use crate::units::Bytes;
 
 /// What a callback is told.
@@ -23,38 +25,13 @@ pub struct Pressure {
 
 type Ask = dyn Fn(&Pressure) -> bool + Send + Sync;
 
-struct Entry {
-    priority: i32,
-    ask: Arc<Ask>,
-    serial: u64,
-}
-
-#[derive(Default)]
-struct List {
-    entries: Vec<Entry>,
-    registered: u64,
-}
-
-/// The registered callbacks, in ascending order of priority.
+/// The registered callbacks.
 pub(super) struct Callbacks {
-    list: Arc<Mutex<List>>,
+    listeners: Listeners<Ask>,
 }
 
 /// One callback that is yet to be asked.
 pub(super) struct Callback(Arc<Ask>);
-
-/// Keeps a callback registered; dropping it removes the callback.
-#[must_use = "dropping the guard removes the callback"]
-pub struct CallbackGuard {
-    list: Weak<Mutex<List>>,
-    serial: u64,
-}
-
-impl std::fmt::Debug for CallbackGuard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CallbackGuard").finish_non_exhaustive()
-    }
-}
 
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
@@ -62,17 +39,7 @@ thread_local! {
 
 impl Callbacks {
     pub(super) fn new() -> Self {
-        Self { list: Arc::default() }
-    }
-
-    pub(super) fn register(&self, priority: i32, ask: Arc<Ask>) -> CallbackGuard {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.registered += 1;
-        let serial = list.registered;
-        // Among equals the earlier one is asked first, so it stands behind.
-        let at = list.entries.partition_point(|entry| entry.priority < priority);
-        list.entries.insert(at, Entry { priority, ask, serial });
-        CallbackGuard { list: Arc::downgrade(&self.list), serial }
+        Self { listeners: Listeners::new() }
     }
 
     /// The callbacks to ask, the last one first; none for a request from inside a callback.
@@ -80,8 +47,7 @@ impl Callbacks {
         if INSIDE.with(Cell::get) {
             return Vec::new();
         }
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.entries.iter().map(|entry| Callback(Arc::clone(&entry.ask))).collect()
+        self.listeners.all().into_iter().map(Callback).collect()
     }
 }
 
@@ -89,26 +55,22 @@ impl Callback {
     /// Whether it gave something back.
     pub(super) fn call(&self, pressure: &Pressure) -> bool {
         INSIDE.with(|inside| inside.set(true));
-        let freed = catch_unwind(AssertUnwindSafe(|| (self.0)(pressure)));
+        let freed = contain("an out-of-memory callback", || (self.0)(pressure));
         INSIDE.with(|inside| inside.set(false));
-        freed.unwrap_or_else(|_| {
-            log::error!(
-                "aquifer: an out-of-memory callback panicked; it counts as having freed nothing"
-            );
-            false
-        })
+        freed.unwrap_or(false)
     }
 }
 
-impl Drop for CallbackGuard {
-    fn drop(&mut self) {
-        if let Some(list) = self.list.upgrade() {
-            let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = list.entries.iter().position(|entry| entry.serial == self.serial);
-            let entry = at.map(|at| list.entries.remove(at));
-            // What the callback owns is dropped with nothing locked: it may be a guard itself.
-            drop(list);
-            drop(entry);
-        }
+impl<B: Backend> Allocator<B> {
+    /// Registers a callback that may give memory back before a request fails: `true` says that it
+    /// did. Higher priorities are asked first, and each once for a request, when growing was
+    /// refused. No lock is held: it may allocate, free and trim. A panic in it is contained and
+    /// logged, and counts as `false`.
+    pub fn on_out_of_memory(
+        &self,
+        priority: i32,
+        callback: impl Fn(&Pressure) -> bool + Send + Sync + 'static,
+    ) -> CallbackGuard {
+        self.shared.callbacks.listeners.register(priority, Arc::new(callback))
     }
 }

@@ -12,6 +12,8 @@ use crate::allocator::allocation::{AllocError, Allocation, Ask, LimitError, RawA
 use crate::allocator::cell::{Cell, Memory};
 use crate::allocator::held::Inside;
 use crate::allocator::history::Recorder;
+use crate::allocator::listeners::Listeners;
+use crate::allocator::oom::{self, Observer};
 use crate::allocator::places::Places;
 use crate::allocator::pools::Routes;
 use crate::allocator::pressure::Callbacks;
@@ -19,6 +21,7 @@ use crate::allocator::roster::Roster;
 use crate::allocator::streams::Streams;
 use crate::allocator::sync::{self, AtomicBool, Condvar, FastGuard, Mutex, MutexGuard, Ordering};
 use crate::allocator::tags::Tags;
+use crate::allocator::watches::Watches;
 use crate::backend::{Backend, Lost};
 use crate::config::Config;
 use crate::core::arena::{Freed, Take, Want};
@@ -29,7 +32,7 @@ use crate::core::state::{Device, Global, World};
 use crate::core::step::Step;
 use crate::core::trim::Trim;
 use crate::id::{ArenaId, OwnerId, Tag};
-use crate::report::holders;
+use crate::report::holders::{self, Outlived};
 use crate::report::oom::OomCause;
 use crate::units::{Bytes, GRANULE, REQUEST_MAX, SEGMENT_MAX, align_down, to_granules};
 
@@ -56,6 +59,8 @@ pub(crate) struct Shared<B: Backend> {
     pub(super) places: Arc<Places<B>>,
     pub(super) routes: Routes<B>,
     pub(super) callbacks: Callbacks,
+    pub(super) observers: Listeners<Observer>,
+    pub(super) watches: Watches,
     pub(super) tags: Tags,
     limits: Mutex<UserLimits>,
     /// What is recorded.
@@ -78,10 +83,18 @@ pub(super) struct UserLimits {
 impl UserLimits {
     /// The lower of both, in bytes; a fraction of 1 limits nothing.
     fn effective(&self, total: Option<Bytes>) -> Option<Bytes> {
-        let by_fraction = total
-            .filter(|_| self.fraction < 1.0)
-            .map(|total| (total as f64 * self.fraction).round() as Bytes);
-        [by_fraction, self.limit].into_iter().flatten().min()
+        [self.by_fraction(total), self.limit].into_iter().flatten().min()
+    }
+
+    fn by_fraction(&self, total: Option<Bytes>) -> Option<Bytes> {
+        let total = total.filter(|_| self.fraction < 1.0)?;
+        Some((total as f64 * self.fraction).round() as Bytes)
+    }
+
+    /// Whether the fraction is the lower of both.
+    pub(super) fn is_by_fraction(&self, total: Option<Bytes>) -> bool {
+        let by_fraction = self.by_fraction(total);
+        by_fraction.is_some_and(|bytes| self.limit.is_none_or(|limit| bytes < limit))
     }
 }
 
@@ -116,6 +129,8 @@ impl<B: Backend> Shared<B> {
                 places,
                 routes: Routes::new(),
                 callbacks: Callbacks::new(),
+                observers: oom::observers(),
+                watches: Watches::new(),
                 tags: Tags::new(),
                 limits: Mutex::new(user),
                 recorder: Recorder::new(),
@@ -389,6 +404,7 @@ impl<B: Backend> Shared<B> {
             _ => 0,
         };
         step.into_iter().for_each(|step| self.perform(step));
+        self.look_at_watches();
         purged + bytes
     }
 
@@ -460,8 +476,8 @@ impl<B: Backend> Drop for Shared<B> {
             return;
         }
         let live = self.world(|world| holders::collect(world, &|tag| self.tags.name(tag)));
-        for holder in &live {
-            log::warn!("aquifer: the allocator was dropped while something is held: {holder}");
+        if !live.is_empty() {
+            log::warn!("aquifer: {}", Outlived(&live));
         }
         self.world(|world| world.release_all_owners());
         self.trim(Trim::all(0));

@@ -308,7 +308,7 @@ impl Ledger {
     }
 
     /// The leases changed, or what waits did (L3).
-    fn respan(&mut self) {
+    pub(crate) fn respan(&mut self) {
         let [small, large] = self.sides.map(|side| side.waiting);
         let waiting = [small, large, [small[0] + large[0], small[1] + large[1]]];
         for (row, (lease, waiting)) in self.lease.iter().zip(waiting).enumerate() {
@@ -385,6 +385,11 @@ impl Ledger {
             ALL => (of(0).0 + of(1).0, of(0).1 + of(1).1),
             row => of(row),
         }
+    }
+
+    /// What ever came, whoever reset the totals.
+    pub(crate) fn came(&self, gauge: Gauge) -> u64 {
+        self.sides.iter().map(|side| side.came(gauge as usize)).sum()
     }
 
     /// Starts the lifetime totals anew.
@@ -472,7 +477,7 @@ pub(crate) fn peaks(ledgers: &[&Ledger], spare: &Spare) -> Table {
     peaks
 }
 
-/// Lets every peak start at what is there now.
+/// Lets the peaks start at what is there now.
 pub(crate) fn reset_peaks(ledgers: &mut [&mut Ledger], spare: &mut Spare) {
     *spare = [[0; GAUGES]; ROWS];
     for ledger in ledgers.iter_mut() {
@@ -480,9 +485,6 @@ pub(crate) fn reset_peaks(ledgers: &mut [&mut Ledger], spare: &mut Spare) {
             for column in 0..GAUGES {
                 ledger.lease[row][column] = ledger.now(row, column);
             }
-        }
-        for counter in &mut ledger.oversize {
-            counter.peak = counter.current;
         }
         ledger.respan();
     }

@@ -84,6 +84,7 @@
 //! | `recycle`   | which free pages can be taken out, and taking them |
 //! | `expand`    | virtual memory: mapping of pages |
 //! | `pause`     | private pools whose memory goes back while their addresses stay |
+//! | `scopes`    | peaks of several stretches of time at once; what was there when one began |
 //! | `dismantle` | taking an arena apart |
 //! | `verify`    | checks every numbered invariant |
 
@@ -109,6 +110,7 @@ pub(crate) mod pause;
 pub(crate) mod pool;
 pub(crate) mod recording;
 pub(crate) mod recycle;
+pub(crate) mod scopes;
 pub(crate) mod segment;
 pub(crate) mod state;
 pub(crate) mod step;

@@ -28,13 +28,14 @@ use crate::core::block::{Block, Links, State};
 use crate::core::chunks::Chunks;
 use crate::core::classes::Group;
 use crate::core::headroom::Regret;
-use crate::core::ledger::{self, Counter, Entry, Gauge, Ledger, Spare, Table};
+use crate::core::ledger::{self, Counter, Entry, Gauge, Spare};
 use crate::core::lifetime::{Clock, Recorded};
 use crate::core::miss::Miss;
 use crate::core::note::{Note, Noted};
 use crate::core::owners::{Capture, Owner};
 use crate::core::pause::Presence;
 use crate::core::pool::{Pool, Traits};
+use crate::core::scopes::Marks;
 use crate::core::segment::{Idle, Segment, vacate};
 use crate::core::step::{Growth, Step};
 use crate::id::{ArenaId, BlockId, OwnerId, PoolId, SegmentId};
@@ -61,6 +62,7 @@ pub(crate) struct Global<E> {
     pub(crate) gone_pools: VecDeque<(PoolId, [Counter; 3])>,
     pub(crate) pools_made: u32,
     pub(crate) spare: Spare,
+    pub(crate) marks: Marks,
     /// What headroom gave back too early.
     pub(crate) regret: Regret,
     /// W1, in bytes.
@@ -89,6 +91,8 @@ pub(crate) struct Global<E> {
     /// What happened to segments and late frees, if somebody writes a history.
     pub(crate) notes: Option<Vec<Note>>,
     pub(crate) counts: Counts,
+    /// Those before the user reset them.
+    counts_before: Counts,
 }
 
 /// Lifetime counts; the names are PyTorch's.
@@ -126,6 +130,7 @@ impl<E> Global<E> {
             pools_made: 0,
             regret: Regret::default(),
             spare: [[0; ledger::GAUGES]; ledger::ROWS],
+            marks: Marks::default(),
             reserved: 0,
             limit,
             active_peak: 0,
@@ -141,6 +146,22 @@ impl<E> Global<E> {
             captures: Vec::new(),
             notes: None,
             counts: Counts::default(),
+            counts_before: Counts::default(),
+        }
+    }
+
+    /// All counts, whoever reset them.
+    pub(crate) fn lifetime_counts(&self) -> Counts {
+        let Counts { alloc_retries, ooms, oom_rejections, sync_all_streams, .. } = self.counts;
+        let Counts { device_alloc, device_free, .. } = self.counts;
+        let before = self.counts_before;
+        Counts {
+            alloc_retries: before.alloc_retries + alloc_retries,
+            ooms: before.ooms + ooms,
+            oom_rejections: before.oom_rejections + oom_rejections,
+            sync_all_streams: before.sync_all_streams + sync_all_streams,
+            device_alloc: before.device_alloc + device_alloc,
+            device_free: before.device_free + device_free,
         }
     }
 
@@ -202,32 +223,10 @@ impl<M, E: Clone> World<'_, M, E> {
         ledger::settle(&mut ledgers, &mut self.global.spare);
     }
 
-    pub(crate) fn peaks(&self) -> Table {
-        let ledgers: Vec<&Ledger> = self.arenas.iter().map(|arena| &arena.ledger).collect();
-        ledger::peaks(&ledgers, &self.global.spare)
-    }
-
-    /// The most bytes that were ever active.
-    pub(crate) fn active_peak(&self) -> Bytes {
-        let column = Gauge::ActiveBytes as usize;
-        let leased: Bytes =
-            self.arenas.iter().map(|arena| arena.ledger.lease[ledger::ALL][column]).sum();
-        self.global.active_peak.max(leased + self.global.spare[ledger::ALL][column])
-    }
-
-    /// Every peak starts at what is there now; the policy's own high-water mark stays.
-    pub(crate) fn reset_peaks(&mut self) {
-        self.global.active_peak = self.active_peak();
-        let mut ledgers: Vec<_> = self.arenas.iter_mut().map(|arena| &mut arena.ledger).collect();
-        ledger::reset_peaks(&mut ledgers, &mut self.global.spare);
-        for counter in self.global.owners.iter_mut().flat_map(|owner| &mut owner.reserved) {
-            counter.peak = counter.current;
-        }
-    }
-
     /// Lets the lifetime totals and counts start at 0.
     pub(crate) fn reset_accumulated(&mut self) {
         self.arenas.iter_mut().for_each(|arena| arena.ledger.reset_accumulated());
+        self.global.counts_before = self.global.lifetime_counts();
         self.global.counts = Counts::default();
         for counter in self.global.owners.iter_mut().flat_map(|owner| &mut owner.reserved) {
             (counter.risen, counter.fallen) = (0, 0);

@@ -41,6 +41,31 @@ pub(crate) enum Step<M, E> {
 }
 
 impl<M, E> Step<M, E> {
+    /// Says what is done, for the log.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Step::Done(..) => "found a block",
+            Step::Poll(_) => "ask whether events are complete",
+            Step::Record { .. } => "record an event",
+            Step::WaitOn { .. } => "have the device wait for another stream",
+            Step::Wait { .. } => "wait for a stream",
+            Step::Release { .. } => "give segments back",
+            Step::Grow(_) => "get a segment",
+            Step::Range(_) => "get a range of addresses",
+            Step::Map(_) => "put pages behind addresses",
+            Step::Unmap(_) => "give pages back",
+            Step::Callbacks => "ask an out-of-memory callback",
+            Step::Joins { .. } => "ask which streams were joined",
+            Step::Await => "wait for another thread",
+            Step::Fail(_) => "nothing is left to try",
+        }
+    }
+
+    /// Whether memory comes with it.
+    pub(crate) fn is_growth(&self) -> bool {
+        matches!(self, Step::Grow(_) | Step::Map(_))
+    }
+
     /// The streams that performing the step concerns.
     pub(crate) fn touches(&self) -> Vec<ArenaId> {
         match self {

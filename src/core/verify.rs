@@ -41,7 +41,7 @@ impl<M, E: Clone> World<'_, M, E> {
     }
 
     fn verify_peaks(&self) {
-        let peaks = self.peaks();
+        let peaks = self.leased_peaks();
         for (row, peaks) in peaks.iter().enumerate() {
             for (column, &peak) in peaks.iter().enumerate() {
                 let now = self.arenas.iter().map(|arena| arena.ledger.now(row, column));

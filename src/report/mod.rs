@@ -1,13 +1,17 @@
-//! What is shown to people: statistics, snapshots, holders, out-of-memory reports. All prose and
-//! formatting of the crate is here; it reads the core and changes nothing, and none of it runs on a
-//! hit.
+//! What is shown to people: statistics, summaries, snapshots, holders, scopes, out-of-memory
+//! reports. All prose and formatting of the crate is here; it reads the core and changes nothing,
+//! and none of it runs on a hit.
 
 pub mod history;
 pub mod holders;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 pub mod oom;
 pub(crate) mod ring;
+pub mod scope;
 pub mod snapshot;
 pub mod stats;
+pub(crate) mod summary;
 
 use crate::units::{Bytes, GIB, KIB, MIB};
 

@@ -48,7 +48,9 @@ pub use pause::Contents;
 pub use pinned::PinnedBuffer;
 pub use streams::OnStream;
 
-use crate::allocator::{AllocError, Allocation, Allocator, PauseError, Stream};
+use crate::allocator::{
+    AllocError, Allocation, Allocator, MaybeOutOfMemory, PauseError, Stream, is_out_of_memory,
+};
 use crate::backend::cuda::Code;
 #[cfg(unix)]
 use crate::backend::cuda::{ShareError, SharedMemory};
@@ -96,6 +98,12 @@ impl std::error::Error for CudaError {
             Self::Pause(error) => Some(error),
             Self::Lost(lost) => Some(lost),
         }
+    }
+}
+
+impl MaybeOutOfMemory for CudaError {
+    fn is_out_of_memory(&self) -> bool {
+        is_out_of_memory(self)
     }
 }
 

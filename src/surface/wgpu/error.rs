@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::allocator::AllocError;
+use crate::allocator::{AllocError, MaybeOutOfMemory, is_out_of_memory};
 use crate::backend::Lost;
 use crate::report::format_bytes;
 use crate::units::Bytes;
@@ -58,6 +58,12 @@ impl std::error::Error for UploadError {
             UploadError::DeviceLost(lost) => Some(lost),
             UploadError::StagingFull { .. } | UploadError::Unordered => None,
         }
+    }
+}
+
+impl MaybeOutOfMemory for UploadError {
+    fn is_out_of_memory(&self) -> bool {
+        is_out_of_memory(self)
     }
 }
 
@@ -120,6 +126,12 @@ impl std::error::Error for DownloadError {
             DownloadError::DeviceLost(lost) => Some(lost),
             DownloadError::ReadbackFull { .. } | DownloadError::Unsubmitted => None,
         }
+    }
+}
+
+impl MaybeOutOfMemory for DownloadError {
+    fn is_out_of_memory(&self) -> bool {
+        is_out_of_memory(self)
     }
 }
 
