@@ -1,7 +1,7 @@
 //! What is published of an allocator: names, units, meanings and values.
 //!
-//! Names follow Prometheus: a unit at the end, and `_total` for what only rises. Totals are over the
-//! allocator's life, whoever resets the statistics.
+//! Names follow Prometheus: a unit at the end, and `_total` for what only rises. Totals are over
+//! the allocator's life, whoever resets the statistics.
 
 use crate::core::ledger::{ALL, Gauge};
 use crate::core::scopes::{Flow, Totals};
