@@ -88,7 +88,7 @@ pub(crate) fn sweep(setup: &Setup, run: Scenario) {
     for (act, calls) in [(Act::Scenario, &script.scenario), (Act::Teardown, &script.teardown)] {
         for (nth, call) in (1..).zip(calls) {
             for (turn, fault) in FAULTS.into_iter().enumerate() {
-                if (nth as usize + turn) % STRIDE != 0 {
+                if !(nth as usize + turn).is_multiple_of(STRIDE) {
                     continue;
                 }
                 let _trial = Trial { setup: setup.name, act, nth, fault, call };
