@@ -280,8 +280,8 @@ fn each_map_has_its_unmap_and_each_run_its_access() {
     for call in &all {
         match call.symbol.as_str() {
             "cuMemMap" => *mapped.entry(call.subject).or_default() += 1,
-            // The fake lets nothing but whole chunks go; that each has an unmap of its own, from its
-            // own beginning, is left to see.
+            // The fake lets nothing but whole chunks go; that each has an unmap of its own, from
+            // its own beginning, is left to see.
             "cuMemUnmap" => *mapped.entry(call.subject).or_default() -= 1,
             _ => {}
         }

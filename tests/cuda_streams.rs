@@ -2,7 +2,7 @@
 //! the fake driver's streams, whose own work proves it.
 //!
 //! ```text
-//!   stream A   stamp(bytes, 17) ──────────┐           free ─▶ stamp(bytes, 42)   whoever comes next
+//!   stream A   stamp(bytes, 17) ──────────┐           free ─▶ stamp(bytes, 42)   whoever is next
 //!   stream B                   wait A ─ check(bytes, 17)          │
 //!                                             ╰── moved on in any order: no check may see 42
 //! ```
