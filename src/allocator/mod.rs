@@ -34,6 +34,7 @@
 //! | `pressure`   | out-of-memory callbacks |
 //! | `oom`        | requests that fail for want of memory, and their observers |
 //! | `watches`    | thresholds that programs are told of |
+//! | `publish`    | gauges and counters for monitoring (feature `metrics`) |
 //! | `batch`      | the largest batch that fits |
 //! | `sync`       | where the locks come from |
 //! | `tags`       | interned names |
@@ -50,6 +51,8 @@ mod perform;
 mod places;
 mod pools;
 mod pressure;
+#[cfg(feature = "metrics")]
+mod publish;
 mod recording;
 mod roster;
 mod scopes;

@@ -89,6 +89,8 @@ pub(crate) struct Global<E> {
     /// Streams under capture, each with the pool it is routed to.
     pub(crate) captures: Vec<Capture>,
     pub(crate) counts: Counts,
+    /// Those before the user reset them.
+    counts_before: Counts,
 }
 
 /// Lifetime counts; the names are PyTorch's.
@@ -141,6 +143,22 @@ impl<E> Global<E> {
             lost: false,
             captures: Vec::new(),
             counts: Counts::default(),
+            counts_before: Counts::default(),
+        }
+    }
+
+    /// All counts, whoever reset them.
+    pub(crate) fn lifetime_counts(&self) -> Counts {
+        let Counts { alloc_retries, ooms, oom_rejections, sync_all_streams, .. } = self.counts;
+        let Counts { device_alloc, device_free, .. } = self.counts;
+        let before = self.counts_before;
+        Counts {
+            alloc_retries: before.alloc_retries + alloc_retries,
+            ooms: before.ooms + ooms,
+            oom_rejections: before.oom_rejections + oom_rejections,
+            sync_all_streams: before.sync_all_streams + sync_all_streams,
+            device_alloc: before.device_alloc + device_alloc,
+            device_free: before.device_free + device_free,
         }
     }
 
@@ -205,6 +223,7 @@ impl<M, E: Clone> World<'_, M, E> {
     /// Lets the lifetime totals and counts start at 0.
     pub(crate) fn reset_accumulated(&mut self) {
         self.arenas.iter_mut().for_each(|arena| arena.ledger.reset_accumulated());
+        self.global.counts_before = self.global.lifetime_counts();
         self.global.counts = Counts::default();
         for counter in self.global.owners.iter_mut().flat_map(|owner| &mut owner.reserved) {
             (counter.risen, counter.fallen) = (0, 0);

@@ -3,6 +3,8 @@
 //! and none of it runs on a hit.
 
 pub mod holders;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 pub mod oom;
 pub mod scope;
 pub mod snapshot;
