@@ -78,7 +78,8 @@ fn rehearse(setup: &Setup, run: Scenario) -> Script {
     Script { scenario, teardown, failures }
 }
 
-/// An unoptimised build takes a part of the calls, another one for each fault; an optimised one all.
+/// An unoptimised build takes a part of the calls, another one for each fault; an optimised one
+/// all.
 const STRIDE: usize = if cfg!(debug_assertions) { 5 } else { 1 };
 
 /// Every call of the scenario, and of the teardown, with every fault.
