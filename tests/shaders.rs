@@ -131,7 +131,8 @@ fn every_shader_is_known_here() {
     let name = |entry: std::io::Result<std::fs::DirEntry>| {
         entry.expect("an entry of the directory").file_name().to_string_lossy().into_owned()
     };
-    let mut found: Vec<String> = entries.map(name).collect();
+    // The kernels for CUDA have a folder and tests of their own.
+    let mut found: Vec<String> = entries.map(name).filter(|name| name != "cuda").collect();
     found.sort();
     let known: Vec<&str> = SHADERS.iter().map(|(name, _)| *name).collect();
     assert_eq!(found, known, "a shader without a test, or the other way round");
