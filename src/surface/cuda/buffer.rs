@@ -100,6 +100,10 @@ impl<T> CudaBuffer<T> {
     /// it is refused, the context's `check_err` and cudarc's next call say so, and nobody has
     /// waited.
     fn note_use<'a>(&self, stream: &'a CudaStream) -> SyncOnDrop<'a> {
+        // Handles are of a context: the default streams of all devices have the same one.
+        if stream.context() != self.stream.context() {
+            return SyncOnDrop::sync_stream(stream);
+        }
         let handle = stream.cu_stream();
         if handle == self.stream.cu_stream() && handle as usize != PER_THREAD {
             return SyncOnDrop::Record(None);
