@@ -112,19 +112,19 @@ impl<B: Backend> PrivatePool<B> {
     /// # Errors
     /// [`PauseError::OutOfMemory`] if there is no room: the pool is paused as before.
     pub fn resume(&self) -> Result<Bytes, PauseError> {
-        self.resume_with(|| Ok(()))
+        self.resume_with(|_| Ok(()))
     }
 
     /// As [`resume`](Self::resume); `restore` is called when the memory is there and before any of
     /// it is handed out. If it fails the pool is paused as before.
     pub(crate) fn resume_with<E: From<PauseError>>(
         &self,
-        restore: impl FnOnce() -> Result<(), E>,
+        restore: impl FnOnce(&[(u64, Bytes)]) -> Result<(), E>,
     ) -> Result<Bytes, E> {
         let shared = self.shared();
         let _alone = shared.pauses.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = shared.bring_back(self.owner())?;
-        if let Err(error) = restore() {
+        if let Err(error) = restore(&shared.world(|world| world.live_of(self.owner()))) {
             // Nothing of it was handed out: it goes again, and can be asked for again.
             shared.leave(self.owner())?;
             return Err(error);
