@@ -117,12 +117,14 @@ impl<B: Backend> Drop for EventGuard<B> {
     fn drop(&mut self) {
         let Some(shared) = self.shared.upgrade() else { return };
         let mut state = shared.recorder.state();
-        state.observers.retain(|observer| observer.0 != self.serial);
-        let observed = !state.observers.is_empty();
+        let at = state.observers.iter().position(|observer| observer.0 == self.serial);
+        let gone = at.map(|at| state.observers.remove(at));
         drop(state);
         if !shared.is_poisoned() {
-            shared.set_observed(observed);
+            shared.spread_observed();
         }
+        // What it owns is dropped with nothing locked: it may be a guard itself, or an allocation.
+        drop(gone);
     }
 }
 
@@ -245,7 +247,9 @@ impl<B: Backend> Shared<B> {
         drop(state);
         let name_of = |tag| self.tags.name(tag);
         let mut names = Names::new(&name_of);
-        let pools = |_| PoolId::default();
+        let owners: Vec<PoolId> =
+            self.lock_global().owners.iter().map(|owner| owner.pool_id).collect();
+        let pools = |owner: OwnerId| owners.get(owner.index()).copied().unwrap_or_default();
         for &(stream, entry) in heard {
             for event in events_of(entry, stream, &on, &mut names, &pools) {
                 for observer in &observers {
@@ -271,7 +275,11 @@ impl<B: Backend> Shared<B> {
         }
     }
 
-    fn set_observed(&self, observed: bool) {
+    /// Lets every stream know whether somebody observes. One at a time, so that the last one to
+    /// come or go has the last word.
+    fn spread_observed(&self) {
+        let _alone = self.lock_global();
+        let observed = !self.recorder.state().observers.is_empty();
         for cell in self.cells.iter() {
             if let Some(ring) = &mut cell.lock().history {
                 ring.observed = observed;
@@ -280,6 +288,8 @@ impl<B: Backend> Shared<B> {
     }
 
     fn switch_history(&self, options: Option<HistoryOptions>) {
+        // All of it under one lock: two that switch at a time do not mix.
+        let mut global = self.lock_global();
         let mut state = self.recorder.state();
         let observed = !state.observers.is_empty();
         state.on =
@@ -287,7 +297,6 @@ impl<B: Backend> Shared<B> {
         state.annotations.clear();
         let on = state.on.clone();
         drop(state);
-        let mut global = self.lock_global();
         global.notes = on.is_some().then(Vec::new);
         for cell in self.cells.iter() {
             cell.lock().history = on.as_ref().map(|on| on.ring(observed));
@@ -439,7 +448,7 @@ impl<B: Backend> Allocator<B> {
         let serial = state.observers_made;
         state.observers.push((serial, Arc::new(observer)));
         drop(state);
-        self.shared.set_observed(true);
+        self.shared.spread_observed();
         EventGuard { shared: Arc::downgrade(&self.shared), serial }
     }
 }

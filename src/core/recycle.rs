@@ -186,8 +186,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         self.is_completed(&self.last_use(hole.arena, hole.block))
     }
 
-    /// Free blocks with whole chunks, largest first; none of streams under capture, nor of a pool on
-    /// its way to or from a pause: its contents are being copied.
+    /// Free blocks with whole chunks, largest first; none of streams under capture, nor of a pool
+    /// on its way to or from a pause: its contents are being copied.
     fn holes(&self, from: impl Fn(&Pool) -> bool) -> Vec<Hole> {
         let mut holes = Vec::new();
         for (index, arena) in self.arenas.iter().enumerate() {
