@@ -116,7 +116,8 @@ impl<B: Backend> PrivatePool<B> {
     }
 
     /// As [`resume`](Self::resume); `restore` is called when the memory is there and before any of
-    /// it is handed out. If it fails the pool is paused as before.
+    /// it is handed out, with the address and size of every allocation that is still live: what was
+    /// freed meanwhile may have lost its addresses. If it fails the pool is paused as before.
     pub(crate) fn resume_with<E: From<PauseError>>(
         &self,
         restore: impl FnOnce(&[(u64, Bytes)]) -> Result<(), E>,
@@ -163,11 +164,15 @@ impl<B: Backend> Shared<B> {
         let mut resumes = Resumes { shared: Some(self), owner };
         self.await_growths(owner);
         for user in self.world(|world| world.users_of(owner)) {
-            let waited = self.places.synchronize(user, &self.backend);
-            waited.map_err(|lost| {
+            let gone = |lost: Lost| {
                 self.lose(&lost);
                 PauseError::DeviceLost(lost)
-            })?;
+            };
+            let Some(end) = self.places.end(user, &self.backend).map_err(gone)? else { continue };
+            if !self.backend.is_waitable(&end) {
+                return Err(PauseError::Capture.into());
+            }
+            self.backend.wait(&end).map_err(gone)?;
         }
         save(&self.world(|world| world.live_of(owner)))?;
         resumes.shared = None;

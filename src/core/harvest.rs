@@ -107,6 +107,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// The next step of a harvest: record what pending blocks wait for, then poll.
     pub(crate) fn advance_harvest(&mut self, harvest: &mut Harvest) -> Option<Step<M, E>> {
+        if harvest.polled.until.is_empty() {
+            self.global.listen();
+        }
         let step = self.harvest_step(harvest);
         step.iter().for_each(|step| self.begin_calls(step));
         step

@@ -155,7 +155,7 @@ impl Cuda {
         captured == Ok(false)
     }
 
-    /// Lets a stream go, which is destroyed with its last owner. Nobody asks about it any more.
+    /// Lets a stream go, which is destroyed with its last owner. Its allocator asks no more.
     pub(crate) fn let_go(&self, handle: usize) {
         let mut kept = self.kept();
         let is_last = kept.get_mut(&handle).is_some_and(|(_, count)| {
@@ -282,6 +282,10 @@ impl Backend for Cuda {
 
     fn wait_on(&self, stream: CudaStreamId, event: &CudaEvent) -> Result<(), Lost> {
         self.device.inside(|device| device.order(stream, event))
+    }
+
+    fn is_waitable(&self, event: &CudaEvent) -> bool {
+        self.device.is_waitable(event)
     }
 
     fn is_joined(&self, earlier: CudaStreamId, later: CudaStreamId) -> bool {

@@ -227,6 +227,15 @@ impl Device {
         }
     }
 
+    /// Whether the mark can be waited for, or tells why not when that is tried.
+    pub(super) fn is_waitable(&self, event: &CudaEvent) -> bool {
+        if !matches!(event.state(), State::Open(_)) {
+            return true;
+        }
+        let settle = |_entry| self.settle(event);
+        !matches!(self.enter().map(settle), Ok(Ok(State::Open(_))))
+    }
+
     pub(super) fn wait_event(&self, event: &CudaEvent) -> Result<(), Lost> {
         match self.settle(event)? {
             State::Complete => Ok(()),
