@@ -109,6 +109,9 @@ impl Device {
         if exportable && !(source == CudaSource::Virtual && has(EXPORT_SUPPORTED)?) {
             return Err(CudaUnavailable::Unsupported { what: "memory that can be exported" });
         }
+        if !options.peers.is_empty() && source != CudaSource::Virtual {
+            return Err(CudaUnavailable::Unsupported { what: "memory for other devices" });
+        }
         let granularity = match source {
             CudaSource::Virtual => driver
                 .granularity(number, exportable)
