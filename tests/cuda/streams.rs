@@ -283,3 +283,24 @@ fn streams_of_threads_that_are_gone_are_forgotten() {
     drop(per_thread);
     close(&fake, memory);
 }
+
+/// Streams may be forgotten by hand, too: the place is another's then, the stream is known anew.
+#[test]
+fn what_is_forgotten_by_hand_is_known_anew() {
+    let fake = Fake::fresh(Options::default());
+    let memory = open(&fake);
+    let [first, next] = [(); 2].map(|()| memory.context().new_stream().expect("the fake works"));
+    drop(memory.on(&first).expect("known").allocate(MIB).expect("room"));
+    let raw = memory.on(&first).expect("known").stream().raw();
+    memory.forget_stream(raw);
+    let on_next = memory.on(&next).expect("known");
+    drop(on_next.allocate(MIB).expect("room"));
+    drop(memory.on(&first).expect("known").allocate(MIB).expect("it is known anew"));
+    let raw = memory.on(&first).expect("known").stream().raw();
+    memory.forget_stream(raw);
+    drop(first);
+    memory.forget_idle_streams();
+    drop(on_next.allocate(MIB).expect("nobody forgot this one"));
+    drop((on_next, next));
+    close(&fake, memory);
+}

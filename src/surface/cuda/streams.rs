@@ -11,6 +11,7 @@
 //! - K3: the own stream of a thread is forgotten when the thread is gone.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -33,7 +34,9 @@ pub(super) struct Known {
     of_threads: Mutex<HashMap<u64, (CudaStreamId, Weak<()>)>>,
 }
 
-type Table = HashMap<usize, Stream<Cuda>>;
+/// By handle: who the stream is, and our handle of it, which may be stale: a stream can be forgotten
+/// by hand, and its place be another's.
+type Table = HashMap<usize, (CudaStreamId, Stream<Cuda>)>;
 
 thread_local! {
     /// Goes with the thread.
@@ -64,12 +67,18 @@ impl Known {
             return Ok(known);
         }
         // Another thread may have been first, with the same stream.
-        let mut table = self.table();
-        let entry = table.entry(handle).or_insert_with(|| {
-            core.backend().keep(stream);
-            known
-        });
-        Ok(entry.clone())
+        match self.table().entry(handle) {
+            Entry::Occupied(mut entry) => {
+                if !entry.get().1.is_current() {
+                    entry.insert((raw, known));
+                }
+                Ok(entry.get().1.clone())
+            }
+            Entry::Vacant(entry) => {
+                core.backend().keep(stream);
+                Ok(entry.insert((raw, known)).1.clone())
+            }
+        }
     }
 
     fn threads(&self) -> MutexGuard<'_, HashMap<u64, (CudaStreamId, Weak<()>)>> {
@@ -86,7 +95,8 @@ impl Known {
             let raw = unsafe { core.backend().stream_of(handle) }.ok()?;
             return self.threads().contains_key(&raw.id()).then(|| core.stream(raw));
         }
-        self.table().get(&handle).cloned()
+        let table = self.table();
+        table.get(&handle).map(|entry| &entry.1).filter(|known| known.is_current()).cloned()
     }
 
     /// Forgets the streams that nobody else has (K2).
@@ -98,9 +108,9 @@ impl Known {
         let gone: Vec<_> =
             idle.iter().filter_map(|&handle| Some((handle, table.remove(&handle)?))).collect();
         drop(table);
-        for (handle, known) in &gone {
-            forget(known.raw());
-            cuda.let_go(*handle);
+        for &(handle, (raw, _)) in &gone {
+            forget(raw);
+            cuda.let_go(handle);
         }
         // A thread's work is reached without it, and its number never comes again.
         let mut ended = Vec::new();
