@@ -165,17 +165,10 @@ impl<E> Global<E> {
         self.growing -= 1;
     }
 
-    /// Whether nothing may be asked of the backend about the stream: it is captured, or about to
-    /// go, or its work is recorded and not in the device's hands, or its marks cannot be waited
-    /// for.
+    /// Whether nothing may be asked of the backend about the stream: it is captured or about to go,
+    /// its work is recorded and not in the device's hands, or its marks cannot be waited for.
     pub(crate) fn is_apart(&self, stream: ArenaId) -> bool {
-        let is_mute = self.clocks[stream.index()].mute;
-        is_mute || self.is_barred(stream) || self.is_recording(stream)
-    }
-
-    /// Something is tried anew: perhaps every stream can be waited for by now.
-    pub(crate) fn listen(&mut self) {
-        self.clocks.iter_mut().for_each(|clock| clock.mute = false);
+        self.is_barred(stream) || self.is_recording(stream) || self.clocks[stream.index()].mute
     }
 
     /// Whether the stream lends nothing to others: it is captured, or about to go.

@@ -34,8 +34,8 @@ pub(super) struct Known {
     of_threads: Mutex<HashMap<u64, (CudaStreamId, Weak<()>)>>,
 }
 
-/// By handle: who the stream is, and our handle of it, which may be stale: a stream can be forgotten
-/// by hand, and its place be another's.
+/// By handle: who the stream is, and our handle of it, which may be stale: a stream can be
+/// forgotten by hand, and its place be another's.
 type Table = HashMap<usize, (CudaStreamId, Stream<Cuda>)>;
 
 thread_local! {
