@@ -193,6 +193,7 @@ macro_rules! suite {
             histories::{
                 what_happens_is_recorded, a_history_agrees_with_the_state, the_oldest_events_go,
                 actions_can_be_skipped, failures_and_remarks_are_recorded, observers_hear_of_events,
+                observers_may_own_memory, observers_hear_of_pools,
             };
             streams::{
                 the_same_stream_reuses_at_once, other_streams_reuse_what_is_free,

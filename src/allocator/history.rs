@@ -79,7 +79,7 @@ impl Recorder {
 
     /// A ring for another stream, if recording is on.
     pub(super) fn ring(&self) -> Option<Box<Ring>> {
-        let observed = !self.observers.all().is_empty();
+        let observed = !self.observers.is_empty();
         self.state().on.as_ref().map(|on| on.ring(observed))
     }
 }
@@ -214,12 +214,15 @@ impl<B: Backend> Shared<B> {
     pub(super) fn tell(&self, heard: &[(ArenaId, Entry)]) {
         let observers = self.recorder.observers.all();
         if observers.is_empty() {
-            return self.set_observed(false);
+            // The last one has gone: nobody is told any more.
+            return self.spread_observed();
         }
         let Some(on) = self.recorder.state().on.clone() else { return };
         let name_of = |tag| self.tags.name(tag);
         let mut names = Names::new(&name_of);
-        let pools = |_| PoolId::default();
+        let owners: Vec<PoolId> =
+            self.lock_global().owners.iter().map(|owner| owner.pool_id).collect();
+        let pools = |owner: OwnerId| owners.get(owner.index()).copied().unwrap_or_default();
         for &(stream, entry) in heard {
             for event in events_of(entry, stream, &on, &mut names, &pools) {
                 for observer in observers.iter().rev() {
@@ -242,7 +245,11 @@ impl<B: Backend> Shared<B> {
         }
     }
 
-    fn set_observed(&self, observed: bool) {
+    /// Lets every stream know whether somebody observes. One at a time, so that the last one to
+    /// come or go has the last word.
+    fn spread_observed(&self) {
+        let _alone = self.lock_global();
+        let observed = !self.recorder.observers.is_empty();
         for cell in self.cells.iter() {
             if let Some(ring) = &mut cell.lock().history {
                 ring.observed = observed;
@@ -251,14 +258,15 @@ impl<B: Backend> Shared<B> {
     }
 
     fn switch_history(&self, options: Option<HistoryOptions>) {
-        let observed = !self.recorder.observers.all().is_empty();
+        // All of it under one lock: two that switch at a time do not mix.
+        let mut global = self.lock_global();
+        let observed = !self.recorder.observers.is_empty();
         let mut state = self.recorder.state();
         state.on =
             options.map(|options| On { start: Instant::now(), start_us: unix_us(), options });
         state.annotations.clear();
         let on = state.on.clone();
         drop(state);
-        let mut global = self.lock_global();
         global.notes = on.is_some().then(Vec::new);
         for cell in self.cells.iter() {
             cell.lock().history = on.as_ref().map(|on| on.ring(observed));
@@ -406,7 +414,7 @@ impl<B: Backend> Allocator<B> {
     /// panics are contained. The observer may use the allocator, and hears of that as well.
     pub fn on_event(&self, observer: impl Fn(&Event) + Send + Sync + 'static) -> CallbackGuard {
         let guard = self.shared.recorder.observers.register(0, Arc::new(observer));
-        self.shared.set_observed(true);
+        self.shared.spread_observed();
         guard
     }
 }

@@ -67,6 +67,10 @@ impl<F: ?Sized + Send + Sync + 'static> Listeners<F> {
         CallbackGuard { list, serial }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.list).entries.is_empty()
+    }
+
     /// All of them, the highest priority last.
     pub(super) fn all(&self) -> Vec<Arc<F>> {
         lock(&self.list).entries.iter().map(|entry| Arc::clone(&entry.callback)).collect()

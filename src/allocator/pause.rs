@@ -112,19 +112,20 @@ impl<B: Backend> PrivatePool<B> {
     /// # Errors
     /// [`PauseError::OutOfMemory`] if there is no room: the pool is paused as before.
     pub fn resume(&self) -> Result<Bytes, PauseError> {
-        self.resume_with(|| Ok(()))
+        self.resume_with(|_| Ok(()))
     }
 
     /// As [`resume`](Self::resume); `restore` is called when the memory is there and before any of
-    /// it is handed out. If it fails the pool is paused as before.
+    /// it is handed out, with the address and size of every allocation that is still live: what was
+    /// freed meanwhile may have lost its addresses. If it fails the pool is paused as before.
     pub(crate) fn resume_with<E: From<PauseError>>(
         &self,
-        restore: impl FnOnce() -> Result<(), E>,
+        restore: impl FnOnce(&[(u64, Bytes)]) -> Result<(), E>,
     ) -> Result<Bytes, E> {
         let shared = self.shared();
         let alone = shared.pauses.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = shared.bring_back(self.owner())?;
-        if let Err(error) = restore() {
+        if let Err(error) = restore(&shared.world(|world| world.live_of(self.owner()))) {
             // Nothing of it was handed out: it goes again, and can be asked for again.
             shared.leave(self.owner())?;
             return Err(error);
@@ -165,11 +166,15 @@ impl<B: Backend> Shared<B> {
         let mut resumes = Resumes { shared: Some(self), owner };
         self.await_growths(owner);
         for user in self.world(|world| world.users_of(owner)) {
-            let waited = self.places.synchronize(user, &self.backend);
-            waited.map_err(|lost| {
+            let gone = |lost: Lost| {
                 self.lose(&lost);
                 PauseError::DeviceLost(lost)
-            })?;
+            };
+            let Some(end) = self.places.end(user, &self.backend).map_err(gone)? else { continue };
+            if !self.backend.is_waitable(&end) {
+                return Err(PauseError::Capture.into());
+            }
+            self.backend.wait(&end).map_err(gone)?;
         }
         save(&self.world(|world| world.live_of(owner)))?;
         resumes.shared = None;

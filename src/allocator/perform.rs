@@ -265,6 +265,11 @@ impl<B: Backend> Shared<B> {
             Step::Record { stream, tick } => {
                 self.record(stream, tick);
             }
+            Step::WaitOn { stream, recorded, .. } | Step::Wait { stream, recorded }
+                if !self.backend.is_waitable(&recorded.event) =>
+            {
+                self.world(|world| world.global.clocks[stream.index()].mute = true);
+            }
             Step::WaitOn { reader, stream, recorded } => {
                 match self.backend.wait_on(self.places.stream(reader), &recorded.event) {
                     Ok(()) => {

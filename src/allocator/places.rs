@@ -1,7 +1,7 @@
 //! The raw streams behind the arenas: which stream has which place now, and the last event of one
 //! that is gone. Cells keep the table beyond the allocator, for what they give back last.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use crate::allocator::shared::Event;
 use crate::allocator::sync::Mutex;
@@ -58,14 +58,21 @@ impl<B: Backend> Places<B> {
     /// # Errors
     /// If the device is gone: then nothing runs any more either.
     pub(super) fn synchronize(&self, id: ArenaId, backend: &B) -> Result<(), Lost> {
+        self.end(id, backend)?.map_or(Ok(()), |event| backend.wait(&event))
+    }
+
+    /// What marks the end of all that the stream at a place was given; nothing if nothing runs.
+    ///
+    /// # Errors
+    /// If the device is gone.
+    pub(super) fn end(&self, id: ArenaId, backend: &B) -> Result<Option<Event<B>>, Lost> {
         let live = self.with(|table| match &table[id.index()] {
             Place::Live(stream) => Ok(*stream),
             Place::Gone(_, last) => Err(last.clone()),
         });
         match live {
-            Ok(stream) => backend.wait(&backend.record(stream)?),
-            Err(Some(event)) => backend.wait(&event),
-            Err(None) => Ok(()),
+            Ok(stream) => backend.record(stream).map(|event| Some(Arc::new(event))),
+            Err(last) => Ok(last),
         }
     }
 }

@@ -49,6 +49,12 @@ impl<B: Backend> Stream<B> {
         self.cell.stream()
     }
 
+    /// Whether the stream was not forgotten since.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_current(&self) -> bool {
+        self.cell.incarnation() == self.incarnation
+    }
+
     /// The number of its place, in order of registration; a later stream may get it again.
     pub fn index(&self) -> u32 {
         self.cell.id.0

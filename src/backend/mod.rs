@@ -192,6 +192,13 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`Lost`] if the device is gone.
     fn wait_on(&self, stream: Self::Stream, event: &Self::Event) -> Result<(), Lost>;
+    /// Whether the mark can be waited for now. `false` as long as the stream is captured and nobody
+    /// said so: then neither [`wait`](Self::wait) nor [`wait_on`](Self::wait_on) is called for it,
+    /// and it is asked again later. Never blocks.
+    fn is_waitable(&self, event: &Self::Event) -> bool {
+        let _ = event;
+        true
+    }
     /// Whether all that was *captured* on `earlier` so far comes before what is captured on `later`
     /// next, in the graph that both become. Asked while captures are under way: makes no call that
     /// would break one. `false` where that is not known.

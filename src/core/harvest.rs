@@ -8,7 +8,7 @@
 //! is anything that others do meanwhile: it would go on as long as they do. O(streams) a step.
 
 use crate::core::lifetime::Recorded;
-use crate::core::state::World;
+use crate::core::state::{Global, World};
 use crate::core::step::Step;
 use crate::id::ArenaId;
 
@@ -40,6 +40,13 @@ pub(crate) enum Event<E> {
     ToRecord(u64),
     /// The stream is gone and no event is left: it is complete.
     None,
+}
+
+impl<E> Global<E> {
+    /// Something is tried anew: perhaps every stream can be waited for by now.
+    pub(crate) fn listen(&mut self) {
+        self.clocks.iter_mut().for_each(|clock| clock.mute = false);
+    }
 }
 
 impl<M: Clone, E: Clone> World<'_, M, E> {
@@ -107,6 +114,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
 
     /// The next step of a harvest: record what pending blocks wait for, then poll.
     pub(crate) fn advance_harvest(&mut self, harvest: &mut Harvest) -> Option<Step<M, E>> {
+        if harvest.polled.until.is_empty() {
+            self.global.listen();
+        }
         let step = self.harvest_step(harvest);
         step.iter().for_each(|step| self.begin_calls(step));
         step

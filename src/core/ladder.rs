@@ -91,6 +91,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
     pub(crate) fn advance(&mut self, miss: &mut Miss) -> Step<M, E> {
         if !miss.started {
             miss.started = true;
+            self.global.listen();
             self.global.epoch += 1;
             self.pool(miss.arena, miss.want.owner, miss.want.group);
         }
@@ -461,6 +462,9 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             let mark = foreign.map(|(home, block)| self.last_use(home, block));
             let unordered = mark.filter(|mark| !self.is_ordered(miss.arena, mark));
             let Some(Mark { stream, tick }) = unordered else { continue };
+            if self.global.is_apart(stream) {
+                continue;
+            }
             match self.event_for(stream, tick) {
                 Event::Recorded(recorded) => return Climb::Do(Step::Wait { stream, recorded }),
                 Event::ToRecord(tick) => return Climb::Do(Step::Record { stream, tick }),

@@ -76,6 +76,9 @@ pub(crate) struct Clock<E> {
     pub(crate) claimed: bool,
     /// The stream is about to go: nothing is asked of it any more.
     pub(crate) closing: bool,
+    /// Its last mark could not be waited for when that was tried last, for it is captured and
+    /// nobody said so: left alone until something else is tried.
+    pub(crate) mute: bool,
     /// Backend calls that concern this stream and are under way.
     pub(crate) calls: u32,
     /// Recordings of work for this stream that the program has not handed to the device.
@@ -100,6 +103,7 @@ impl<E> Clock<E> {
             retired: false,
             claimed: false,
             closing: false,
+            mute: false,
             calls: 0,
             recordings: 0,
         }

@@ -186,7 +186,8 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         self.is_completed(&self.last_use(hole.arena, hole.block))
     }
 
-    /// Free blocks with whole chunks, largest first; none of streams under capture.
+    /// Free blocks with whole chunks, largest first; none of streams under capture, nor of a pool
+    /// on its way to or from a pause: its contents are being copied.
     fn holes(&self, from: impl Fn(&Pool) -> bool) -> Vec<Hole> {
         let mut holes = Vec::new();
         for (index, arena) in self.arenas.iter().enumerate() {
@@ -194,7 +195,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
             if self.global.is_apart(id) {
                 continue;
             }
-            for pool in arena.pools.iter().filter(|pool| from(pool)) {
+            for pool in arena.pools.iter().filter(|pool| from(pool) && !pool.traits.paused) {
                 // No chunk is smaller than a page.
                 let page = to_granules(self.page_size(pool.group));
                 let first = pool.free.best_fit(&arena.blocks, page);

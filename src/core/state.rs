@@ -186,10 +186,10 @@ impl<E> Global<E> {
         self.growing -= 1;
     }
 
-    /// Whether nothing may be asked of the backend about the stream: it is captured, or about to
-    /// go, or its work is recorded and not in the device's hands.
+    /// Whether nothing may be asked of the backend about the stream: it is captured or about to go,
+    /// its work is recorded and not in the device's hands, or its marks cannot be waited for.
     pub(crate) fn is_apart(&self, stream: ArenaId) -> bool {
-        self.is_barred(stream) || self.is_recording(stream)
+        self.is_barred(stream) || self.is_recording(stream) || self.clocks[stream.index()].mute
     }
 
     /// Whether the stream lends nothing to others: it is captured, or about to go.

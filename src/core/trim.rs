@@ -137,6 +137,7 @@ impl<M: Clone, E: Clone> World<'_, M, E> {
         loop {
             self.absorb();
             if trim.until.is_empty() {
+                self.global.listen();
                 trim.until = self.ticks();
             }
             let step = match trim.stage {

@@ -226,3 +226,29 @@ pub(crate) fn observers_hear_of_events<D: Device>(subject: &Subject<D>) {
     drop(allocator.allocate(3 * MIB).expect("room"));
     assert_eq!(heard.lock().expect("no panic here").len(), before);
 }
+
+/// What an observer owns goes with it, and may be of the same allocator.
+pub(crate) fn observers_may_own_memory<D: Device>(subject: &Subject<D>) {
+    let (_, allocator) = subject.fresh();
+    allocator.record_history(HistoryOptions::default());
+    let owned = Mutex::new(Some(allocator.allocate(MIB).expect("room")));
+    let inner = allocator.on_event(|_| ());
+    let guard = allocator
+        .on_event(move |_| assert!(owned.lock().is_ok() && !format!("{inner:?}").is_empty()));
+    drop(guard);
+    assert_eq!(allocator.memory_allocated(), 0);
+}
+
+/// As a snapshot says it.
+pub(crate) fn observers_hear_of_pools<D: Device>(subject: &Subject<D>) {
+    let (_, allocator) = subject.fresh();
+    let heard: Arc<Mutex<Vec<Event>>> = Arc::default();
+    let theirs = Arc::clone(&heard);
+    allocator.record_history(HistoryOptions::default());
+    let pool = allocator.create_pool(PoolOptions::default());
+    let _guard =
+        allocator.on_event(move |event| theirs.lock().expect("no panic").push(event.clone()));
+    drop(allocator.request(3 * MIB).pool(&pool).allocate().expect("room"));
+    let heard = heard.lock().expect("no panic");
+    assert!(heard.iter().all(|event| event.pool_id == pool.id()), "{heard:?}");
+}

@@ -1,6 +1,7 @@
 //! Typed buffers where cudarc takes slices.
 
-use aquifer::AllocError;
+use aquifer::backend::{Cuda, CudaOptions};
+use aquifer::{AllocError, CudaAllocator};
 use cudarc::driver::DeviceSlice;
 
 use crate::cuda::{Fake, Options};
@@ -75,7 +76,8 @@ fn a_borrowed_slice_frees_nothing() {
     let on = memory.on(&stream).expect("known");
     let mut buffer = on.clone_htod(&[3_u32; 100]).expect("room");
     {
-        let mut slice = buffer.as_cuda_slice();
+        // SAFETY: it stays where it is.
+        let mut slice = unsafe { buffer.as_cuda_slice() };
         assert_eq!(stream.clone_dtoh(&*slice).expect("a copy"), [3; 100]);
         stream.memset_zeros(&mut *slice).expect("cleared");
     }
@@ -114,5 +116,29 @@ fn a_buffer_may_be_dropped_anywhere() {
     assert_eq!(memory.memory_allocated(), 0);
     assert!(memory.empty_cache() >= 30 * MIB);
     drop(on);
+    close(&fake, memory);
+}
+
+/// The default streams of all devices have one handle.
+#[test]
+fn a_stream_of_another_device_is_waited_for() {
+    let fake = Fake::fresh(Options { devices: 2, asynchronous: true, ..Options::default() });
+    let options = CudaOptions { peers: vec![1], ..CudaOptions::default() };
+    let backend = Cuda::new(0, &options).expect("the fake has two");
+    let config = CudaAllocator::recommended_config(backend.source());
+    let memory = CudaAllocator::with(backend, config).expect("a valid configuration");
+    let second = CudaAllocator::open(1).expect("the fake has two");
+    let (stream, far) = (memory.context().default_stream(), second.context().default_stream());
+    let (on, on_far) = (memory.on(&stream).expect("known"), second.on(&far).expect("known"));
+    let mut target = on.alloc_zeros::<u8>(1000).expect("room");
+    let source = on_far.clone_htod(&[7_u8; 1000]).expect("room");
+    fake.complete_all();
+    far.memcpy_dtod(&source, &mut target).expect("submitted");
+    drop(target);
+    // The own stream has the bytes back at once, and nobody writes to them any more.
+    let next = on.clone_htod(&[9_u8; 1000]).expect("room");
+    fake.complete_all();
+    assert_eq!(stream.clone_dtoh(&next).expect("a copy"), [9; 1000]);
+    drop((next, source, on, on_far, stream, far, second));
     close(&fake, memory);
 }

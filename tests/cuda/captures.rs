@@ -156,12 +156,65 @@ fn a_capture_that_nobody_announced_is_not_broken() {
     stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("the fake captures");
     stream.memset_zeros(&mut held).expect("captured");
     drop(held);
-    // Another stream would like the block, and no event of a captured stream tells when: the error
-    // says what is missing, and the capture is sound.
-    let error = on_other.allocate(30 * MIB).expect_err("it cannot be known when");
-    assert!(error.to_string().contains("CudaAllocator::begin_capture"), "{error}");
-    drop((end(&on), on, on_other, stream, other));
+    // Another stream would like the block, and no event of a captured stream tells when: it gets
+    // another one, the capture is sound, and nothing is lost.
+    let other_block = on_other.allocate(30 * MIB).expect("room elsewhere");
+    memory.empty_cache();
+    drop(other_block);
+    drop(end(&on));
+    drop(on_other.allocate(30 * MIB).expect("the process goes on"));
+    memory.empty_cache();
     fake.complete_all();
+    memory.maintain(std::time::Duration::ZERO);
+    memory.empty_cache();
+    assert_eq!(memory.memory_reserved(), 0, "all goes when the capture has ended");
+    drop((on, on_other, stream, other));
+    close(&fake, memory);
+}
+
+/// A stream that has joined an announced capture, and the default stream while a blocking one is
+/// captured, cannot be waited for: what needs that goes another way, and the device is not lost.
+#[test]
+fn streams_beside_a_capture_lose_nothing() {
+    let fake = Fake::fresh(asynchronous());
+    let memory = open(&fake);
+    let [side, other] = [(); 2].map(|()| memory.context().new_stream().expect("the fake works"));
+    let stream = memory.context().per_thread_stream();
+    let (on, on_side) = (memory.on(&stream).expect("known"), memory.on(&side).expect("known"));
+    let on_other = memory.on(&other).expect("known");
+    let on_null = memory.on(&memory.context().default_stream()).expect("known");
+    let pool = memory.create_pool(PoolOptions::default());
+    pool.prime(on.stream(), 4 * MIB).expect("room");
+    drop(on_side.alloc_zeros::<u8>(30 << 20).expect("room"));
+    drop(on_null.alloc_zeros::<u8>(60 << 20).expect("room"));
+    let crossed = on_other.alloc_zeros::<u8>(3 << 20).expect("room");
+    crossed.record_on(&side).expect("known");
+    fake.complete_all();
+
+    let capture = memory.begin_capture(&on, &pool);
+    stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("the fake captures");
+    let mut held = on.alloc_zeros::<u8>(2 << 20).expect("primed");
+    side.join(&stream).expect("the fork");
+    drop(crossed);
+    let lent = [30, 60].map(|size| on_other.allocate(size * MIB).expect("room elsewhere"));
+    memory.empty_cache();
+    memory.maintain(std::time::Duration::ZERO);
+    drop(lent);
+    let full = on_other.allocate(2000 * MIB).expect_err("more than there is");
+    assert!(matches!(full, AllocError::OutOfMemory(_)), "{full}");
+    stream.memset_zeros(&mut held).expect("captured");
+    stream.join(&side).expect("the join");
+    drop(end(&on));
+    drop(capture);
+    drop(on_other.allocate(30 * MIB).expect("the process goes on"));
+    fake.complete_all();
+    memory.maintain(std::time::Duration::ZERO);
+    fake.complete_all();
+    memory.maintain(std::time::Duration::ZERO);
+    drop((held, pool));
+    memory.empty_cache();
+    assert_eq!((memory.memory_active(), memory.memory_reserved()), (0, 0));
+    drop((on, on_side, on_other, on_null, stream, side, other));
     close(&fake, memory);
 }
 

@@ -50,6 +50,9 @@ fn what_the_device_cannot_do_is_said() {
     let peers = CudaOptions { peers: vec![7], ..CudaOptions::default() };
     let error = refused(Options::default(), &peers, 0);
     assert_eq!(error, CudaUnavailable::NoSuchDevice { ordinal: 7, count: 1 });
+    let shared = CudaOptions { peers: vec![1], ..asks(CudaSource::Pool) };
+    let error = refused(Options { devices: 2, ..Options::default() }, &shared, 0);
+    assert_eq!(error, CudaUnavailable::Unsupported { what: "memory for other devices" });
 }
 
 #[test]

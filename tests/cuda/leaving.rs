@@ -168,6 +168,31 @@ fn a_pause_that_cannot_save_changes_nothing() {
     close(&fake, memory);
 }
 
+/// What was freed while it was away has no place to come back to: its addresses may be another's.
+#[test]
+fn what_was_freed_meanwhile_is_not_restored() {
+    let fake = Fake::fresh(Options::default());
+    let memory = open(&fake);
+    let stream = memory.context().default_stream();
+    let on = memory.on(&stream).expect("known");
+    let tag = memory.tag("weights");
+    memory.pausable(tag);
+    // SAFETY: written before it is read, on the same stream.
+    let mut large = unsafe { on.alloc_tagged::<u8>(30 << 20, tag) }.expect("room");
+    // SAFETY: as above.
+    let mut small = unsafe { on.alloc_tagged::<u8>(1000, tag) }.expect("room");
+    stream.memset_zeros(&mut large).expect("cleared");
+    stream.memset_zeros(&mut small).expect("cleared");
+    memory.pause(tag, Contents::Keep).expect("it can be paused");
+    drop(large);
+    memory.empty_cache();
+    memory.resume(tag).expect("the rest comes back");
+    assert_eq!(stream.clone_dtoh(&small).expect("a copy"), [0; 1000]);
+    memory.verify();
+    drop((small, on, stream));
+    close(&fake, memory);
+}
+
 #[test]
 fn only_pages_can_be_paused() {
     let fake = Fake::fresh(Options { virtual_memory: false, ..Options::default() });

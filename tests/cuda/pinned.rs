@@ -231,3 +231,44 @@ fn two_devices_copy_from_one_buffer() {
     drop((next, buffer, on, stream, second));
     close(&fake, memory);
 }
+
+/// The other device's default stream has the handle of the own one.
+#[test]
+fn copies_of_another_device_are_waited_for() {
+    let fake = Fake::fresh(Options { devices: 2, ..asynchronous() });
+    let memory = open(&fake);
+    let second = CudaAllocator::open(1).expect("the fake has two");
+    let stream = second.context().default_stream();
+    let on = second.on(&stream).expect("known");
+    let mut source = memory.alloc_pinned::<u8>(1000).expect("room");
+    source.slice_mut().expect("idle").fill(3);
+    let mut buffer = on.alloc_zeros::<u8>(1000).expect("room");
+    on.copy_to_device(&mut source, &mut buffer).expect("submitted");
+    source.slice_mut().expect("idle").fill(9);
+    assert_eq!(stream.clone_dtoh(&buffer).expect("a copy"), [3; 1000]);
+    let mut back = memory.alloc_pinned::<u8>(1000).expect("room");
+    on.copy_to_host(&buffer, &mut back).expect("submitted");
+    assert_eq!(back.slice().expect("idle"), [3; 1000]);
+    drop((source, back, buffer, on, stream, second));
+    close(&fake, memory);
+}
+
+/// The stream is known to the allocator that the buffer is of, or it could go before the buffer.
+#[test]
+fn copies_by_another_allocator_keep_their_stream() {
+    let fake = Fake::fresh(asynchronous());
+    let (memory, other) = (open(&fake), open(&fake));
+    let stream = other.context().new_stream().expect("the fake works");
+    let on = other.on(&stream).expect("known");
+    let mut source = memory.alloc_pinned::<u8>(1000).expect("room");
+    let mut buffer = on.alloc_zeros::<u8>(1000).expect("room");
+    on.copy_to_device(&mut source, &mut buffer).expect("submitted");
+    drop((source, buffer, on, stream));
+    other.forget_idle_streams();
+    drop(other);
+    memory.maintain(Duration::ZERO);
+    fake.complete_all();
+    memory.maintain(Duration::ZERO);
+    assert_eq!(memory.pinned().memory_active(), 0);
+    close(&fake, memory);
+}

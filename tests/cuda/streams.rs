@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use aquifer::CudaAllocator;
+
 use crate::cuda::{Fake, Options};
 use crate::{KIB, MIB, asynchronous, close, open};
 
@@ -208,5 +210,97 @@ fn events_are_used_again() {
     let created = fake.calls("cuEventCreate");
     assert!(created <= 8, "{created} events for {} marks", fake.calls("cuEventRecord"));
     drop((on, a, b));
+    close(&fake, memory);
+}
+
+/// Allocators of one device are told of an idle stream one by one; it goes with the last of them.
+#[test]
+fn a_stream_is_kept_for_each_allocator() {
+    let fake = Fake::fresh(asynchronous());
+    let memory = open(&fake);
+    let config = memory.config().clone();
+    let other = CudaAllocator::with(memory.backend().clone(), config).expect("valid");
+    let streams = fake.live().streams;
+    let stream = memory.context().new_stream().expect("the fake works");
+    let (on, there) = (memory.on(&stream).expect("known"), other.on(&stream).expect("known"));
+    drop((on.alloc_zeros::<u8>(3 << 20).expect("room"), on));
+    drop((there.alloc_zeros::<u8>(3 << 20).expect("room"), there));
+    drop(stream);
+    assert_eq!(memory.forget_idle_streams(), 1);
+    other.empty_cache();
+    assert_eq!(fake.live().streams, streams + 1, "the other allocator may wait for it");
+    assert_eq!(other.forget_idle_streams(), 1);
+    assert_eq!(fake.live().streams, streams);
+    fake.complete_all();
+    other.empty_cache();
+    drop(other);
+    close(&fake, memory);
+}
+
+/// The stream behind it is the calling thread's, whoever asked first.
+#[test]
+fn a_per_thread_stream_is_that_of_who_allocates() {
+    let fake = Fake::fresh(asynchronous());
+    let memory = open(&fake);
+    let per_thread = memory.context().per_thread_stream();
+    let on = memory.on(&per_thread).expect("known");
+    let mut used = on.alloc_zeros::<u8>(1000).expect("room");
+    per_thread.memset_zeros(&mut used).expect("submitted");
+    drop(used);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let buffer = on.clone_htod(&[7_u8; 1000]).expect("room");
+            per_thread.synchronize().expect("the fake works");
+            // What the other thread's stream has not done yet is nothing to these bytes.
+            fake.complete_all();
+            assert_eq!(per_thread.clone_dtoh(&buffer).expect("a copy"), [7; 1000]);
+            assert_ne!(buffer.allocation().stream_index(), on.stream().index());
+        });
+    });
+    drop((on, per_thread));
+    close(&fake, memory);
+}
+
+/// Threads come and go; their streams' places serve others.
+#[test]
+fn streams_of_threads_that_are_gone_are_forgotten() {
+    let fake = Fake::fresh(Options::default());
+    let memory = open(&fake);
+    let per_thread = memory.context().per_thread_stream();
+    let mut most = 0;
+    for _ in 0..100 {
+        std::thread::scope(|scope| {
+            let index = scope.spawn(|| {
+                let on = memory.on(&per_thread).expect("known");
+                drop(on.alloc_zeros::<u8>(3 << 20).expect("room"));
+                on.stream().index()
+            });
+            most = most.max(index.join().expect("no panic"));
+        });
+    }
+    assert!(most < 10, "{most} places");
+    assert!(memory.memory_reserved() < 100 * MIB, "what they left serves others");
+    drop(per_thread);
+    close(&fake, memory);
+}
+
+/// Streams may be forgotten by hand, too: the place is another's then, the stream is known anew.
+#[test]
+fn what_is_forgotten_by_hand_is_known_anew() {
+    let fake = Fake::fresh(Options::default());
+    let memory = open(&fake);
+    let [first, next] = [(); 2].map(|()| memory.context().new_stream().expect("the fake works"));
+    drop(memory.on(&first).expect("known").allocate(MIB).expect("room"));
+    let raw = memory.on(&first).expect("known").stream().raw();
+    memory.forget_stream(raw);
+    let on_next = memory.on(&next).expect("known");
+    drop(on_next.allocate(MIB).expect("room"));
+    drop(memory.on(&first).expect("known").allocate(MIB).expect("it is known anew"));
+    let raw = memory.on(&first).expect("known").stream().raw();
+    memory.forget_stream(raw);
+    drop(first);
+    memory.forget_idle_streams();
+    drop(on_next.allocate(MIB).expect("nobody forgot this one"));
+    drop((on_next, next));
     close(&fake, memory);
 }

@@ -104,6 +104,10 @@ impl Backend for Bounded {
         self.inner.wait_on(stream, event)
     }
 
+    fn is_waitable(&self, event: &WgpuEvent) -> bool {
+        self.inner.is_waitable(event)
+    }
+
     fn is_joined(&self, earlier: u32, later: u32) -> bool {
         self.inner.is_joined(earlier, later)
     }

@@ -284,6 +284,10 @@ impl Backend for CudaDevice {
         self.cuda.wait_on(self.stream(stream), &event.event)
     }
 
+    fn is_waitable(&self, event: &Marked) -> bool {
+        self.cuda.is_waitable(&event.event)
+    }
+
     fn is_joined(&self, earlier: u32, later: u32) -> bool {
         self.cuda.is_joined(self.stream(earlier), self.stream(later))
     }

@@ -14,8 +14,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cudarc::driver::{CudaContext, CudaStream};
 
@@ -72,9 +72,11 @@ pub(super) struct Device {
     /// Events that stand for nothing at the moment.
     pub(super) events: Mutex<Vec<Handle>>,
     /// Streams of cudarc that are known, by handle: none is destroyed while memory may wait for it.
-    pub(super) kept: Mutex<HashMap<Handle, Arc<CudaStream>>>,
-    /// Captures that were announced and have not ended.
-    pub(super) captures: AtomicUsize,
+    /// How many allocators know each.
+    pub(super) kept: Mutex<HashMap<Handle, (Arc<CudaStream>, usize)>>,
+    /// Captures that were announced and have not ended. Who waits for the device reads it as long
+    /// as that takes: no capture begins meanwhile.
+    pub(super) captures: RwLock<usize>,
     stranded: Mutex<Vec<Holding>>,
     is_stranded: AtomicBool,
 }
@@ -107,6 +109,9 @@ impl Device {
         if exportable && !(source == CudaSource::Virtual && has(EXPORT_SUPPORTED)?) {
             return Err(CudaUnavailable::Unsupported { what: "memory that can be exported" });
         }
+        if !options.peers.is_empty() && source != CudaSource::Virtual {
+            return Err(CudaUnavailable::Unsupported { what: "memory for other devices" });
+        }
         let granularity = match source {
             CudaSource::Virtual => driver
                 .granularity(number, exportable)
@@ -137,7 +142,7 @@ impl Device {
             stream,
             events: Mutex::default(),
             kept: Mutex::default(),
-            captures: AtomicUsize::new(0),
+            captures: RwLock::new(0),
             stranded: Mutex::default(),
             is_stranded: AtomicBool::new(false),
         };
@@ -194,7 +199,8 @@ impl Device {
     ///
     /// While a stream is captured this may not be asked: the capture would be broken by it.
     pub(super) fn quiesce(&self) -> Result<(), Code> {
-        if self.captures.load(Ordering::Acquire) > 0 {
+        let captures = self.captures.read().unwrap_or_else(PoisonError::into_inner);
+        if *captures > 0 {
             return Err(Code::CAPTURE_UNSUPPORTED);
         }
         self.driver.synchronize_context()

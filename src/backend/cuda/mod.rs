@@ -35,7 +35,6 @@ mod share;
 mod streams;
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream};
@@ -138,34 +137,48 @@ impl Cuda {
     }
 
     /// Keeps a stream of cudarc, whose handle stays its own until [`let_go`](Self::let_go). It is
-    /// kept as long as the device: what is allocated may outlive the allocator.
+    /// kept as long as the device: what is allocated may outlive the allocator. Each allocator that
+    /// knows it keeps it once.
     pub(crate) fn keep(&self, stream: &Arc<CudaStream>) {
-        self.kept().insert(stream.cu_stream() as usize, Arc::clone(stream));
+        let mut kept = self.kept();
+        kept.entry(stream.cu_stream() as usize).or_insert_with(|| (Arc::clone(stream), 0)).1 += 1;
     }
 
-    /// Whether nobody else has a stream that is kept.
+    /// Whether nobody else has a stream that is kept, and it is not captured: its end could not be
+    /// marked then.
     pub(crate) fn is_idle(&self, handle: usize) -> bool {
-        self.kept().get(&handle).is_some_and(|stream| Arc::strong_count(stream) == 1)
+        let is_kept_alone = |kept: &(Arc<CudaStream>, usize)| Arc::strong_count(&kept.0) == 1;
+        if !self.kept().get(&handle).is_some_and(is_kept_alone) {
+            return false;
+        }
+        let captured = self.device.enter().and_then(|_entry| self.device.is_capturing(handle));
+        captured == Ok(false)
     }
 
-    /// Lets a stream go, which is destroyed with its last owner. Nobody asks about it any more.
+    /// Lets a stream go, which is destroyed with its last owner. Its allocator asks no more.
     pub(crate) fn let_go(&self, handle: usize) {
-        let stream = self.kept().remove(&handle);
+        let mut kept = self.kept();
+        let is_last = kept.get_mut(&handle).is_some_and(|(_, count)| {
+            *count -= 1;
+            *count == 0
+        });
+        let stream = if is_last { kept.remove(&handle) } else { None };
+        drop(kept);
         drop(stream);
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<usize, Arc<CudaStream>>> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<usize, (Arc<CudaStream>, usize)>> {
         self.device.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A capture is about to begin: nothing is waited for that would break it.
     pub(crate) fn announce_capture(&self) {
-        self.device.captures.fetch_add(1, Ordering::AcqRel);
+        *self.device.captures.write().unwrap_or_else(PoisonError::into_inner) += 1;
     }
 
     /// It has ended.
     pub(crate) fn end_capture(&self) {
-        self.device.captures.fetch_sub(1, Ordering::AcqRel);
+        *self.device.captures.write().unwrap_or_else(PoisonError::into_inner) -= 1;
     }
 
     /// Copies between any places, each `(to, from, bytes)`, and waits until that is done.
@@ -269,6 +282,10 @@ impl Backend for Cuda {
 
     fn wait_on(&self, stream: CudaStreamId, event: &CudaEvent) -> Result<(), Lost> {
         self.device.inside(|device| device.order(stream, event))
+    }
+
+    fn is_waitable(&self, event: &CudaEvent) -> bool {
+        self.device.is_waitable(event)
     }
 
     fn is_joined(&self, earlier: CudaStreamId, later: CudaStreamId) -> bool {

@@ -161,6 +161,10 @@ impl Backend for CudaPinned {
         self.wait(event)
     }
 
+    fn is_waitable(&self, event: &CudaEvent) -> bool {
+        self.device.is_waitable(event)
+    }
+
     /// Nothing is captured here.
     fn is_joined(&self, _earlier: CudaStreamId, _later: CudaStreamId) -> bool {
         false

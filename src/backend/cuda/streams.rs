@@ -3,7 +3,7 @@
 //! **Identity.** The driver hands the handle of a destroyed stream out again, so a stream is known
 //! by the number that the driver gives it and to no other ever after (`cuStreamGetId`, CUDA 12.0;
 //! before that by its handle: forget a stream before it is destroyed). The handle 2 is a stream for
-//! each thread, so its number depends on who asks.
+//! each thread, and has a number of ours for each.
 //!
 //! ```text
 //!  record ─▶ an event of the pool, recorded               the usual case
@@ -56,6 +56,11 @@ impl CudaStreamId {
     /// The driver's handle, a `CUstream`.
     pub fn handle(&self) -> usize {
         self.handle
+    }
+
+    /// Whether it is the own stream of another thread than the calling one.
+    pub(crate) fn is_of_other_thread(&self) -> bool {
+        self.handle == PER_THREAD && self.id != thread_number()
     }
 }
 
@@ -126,11 +131,11 @@ impl Device {
         if handle == 0 || handle == LEGACY {
             return Ok(CudaStreamId::DEFAULT);
         }
-        let id = match self.driver.stream_id(handle)? {
-            Some(id) => id,
-            None if handle == PER_THREAD => thread_number(),
-            None => handle as u64,
-        };
+        // One handle for all threads: who asks is what tells these streams apart.
+        if handle == PER_THREAD {
+            return Ok(CudaStreamId { handle, id: thread_number() });
+        }
+        let id = self.driver.stream_id(handle)?.unwrap_or(handle as u64);
         Ok(CudaStreamId { handle, id })
     }
 
@@ -170,7 +175,7 @@ impl Device {
 
     /// Whether the stream is captured, or may not be used before others have ended their capture.
     /// Asked twice: not to know would be to wait for the stream, which breaks its capture (S1).
-    fn is_capturing(&self, stream: Handle) -> Result<bool, Code> {
+    pub(super) fn is_capturing(&self, stream: Handle) -> Result<bool, Code> {
         let asked = self.driver.is_capturing(stream);
         match asked.or_else(|code| match code {
             Code::CAPTURE_IMPLICIT => Err(code),
@@ -220,6 +225,15 @@ impl Device {
                 outcome => Ok(outcome.unwrap_or(false)),
             },
         }
+    }
+
+    /// Whether the mark can be waited for, or tells why not when that is tried.
+    pub(super) fn is_waitable(&self, event: &CudaEvent) -> bool {
+        if !matches!(event.state(), State::Open(_)) {
+            return true;
+        }
+        let settle = |_entry| self.settle(event);
+        !matches!(self.enter().map(settle), Ok(Ok(State::Open(_))))
     }
 
     pub(super) fn wait_event(&self, event: &CudaEvent) -> Result<(), Lost> {
@@ -285,7 +299,8 @@ impl Device {
     }
 }
 
-/// A number for the calling thread's own stream where the driver has none.
+/// A number for the calling thread's own stream: no other thread ever has it, nor does the driver
+/// give such numbers.
 fn thread_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
     thread_local! {

@@ -100,6 +100,10 @@ impl<T> CudaBuffer<T> {
     /// it is refused, the context's `check_err` and cudarc's next call say so, and nobody has
     /// waited.
     fn note_use<'a>(&self, stream: &'a CudaStream) -> SyncOnDrop<'a> {
+        // Handles are of a context: the default streams of all devices have the same one.
+        if stream.context() != self.stream.context() {
+            return SyncOnDrop::sync_stream(stream);
+        }
         let handle = stream.cu_stream();
         if handle == self.stream.cu_stream() && handle as usize != PER_THREAD {
             return SyncOnDrop::Record(None);
@@ -138,7 +142,13 @@ impl<T> CudaBuffer<T> {
     ///
     /// # Panics
     /// If the driver has no event left (cudarc's doing).
-    pub fn as_cuda_slice(&mut self) -> BorrowedSlice<'_, T> {
+    ///
+    /// # Safety
+    /// - The slice stays where it is: swapped for another, as by `std::mem::swap`, it would give
+    ///   memory of the allocator's to the driver when it is dropped.
+    /// - If cudarc does not track events: work on other streams than the buffer's own is waited for
+    ///   by that one before the buffer is dropped.
+    pub unsafe fn as_cuda_slice(&mut self) -> BorrowedSlice<'_, T> {
         // SAFETY: the address is of `len` values of `T` that live as long as the borrow, and the
         // slice never frees them: it is leaked at the end.
         let slice = unsafe { self.stream.upgrade_device_ptr::<T>(self.address, self.len) };

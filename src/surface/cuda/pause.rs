@@ -10,7 +10,7 @@
 //! For a model that sleeps while another one works on the device: graphs that were captured over
 //! its memory, and pointers in its kernels' arguments, are valid again after the resume.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -120,11 +120,13 @@ impl CudaAllocator {
         let entry = entry.ok_or(CudaError::Pause(PauseError::NotPaused))?;
         let mut saved = entry.saved.lock().unwrap_or_else(PoisonError::into_inner);
         let backend = self.backend();
-        let bytes = entry.pool.resume_with(|| -> Result<(), CudaError> {
+        let bytes = entry.pool.resume_with(|live| -> Result<(), CudaError> {
+            let live: HashSet<_> = live.iter().copied().collect();
             let copies = saved.iter().map(|(address, bytes)| {
                 let from = bytes.as_ptr().expose_provenance() as u64;
                 (*address, from, bytes.len() as Bytes)
             });
+            let copies = copies.filter(|&(address, _, size)| live.contains(&(address, size)));
             backend.copy_all(copies).map_err(CudaError::Driver)
         })?;
         saved.clear();

@@ -139,14 +139,22 @@ impl<T: Pod> PinnedBuffer<T> {
         Ok(())
     }
 
-    /// Submits a copy on a stream (N2), and marks its end (N1).
+    /// Submits a copy on a stream (N2), and marks its end (N1). Another device's stream is waited
+    /// for: no mark of ours can be on it.
     fn copy(
         &mut self,
         on: &OnStream,
         submit: impl FnOnce(&mut Self) -> Result<(), DriverError>,
     ) -> Result<(), CudaError> {
+        let stream = on.cuda_stream();
+        if stream.context() != self.memory.context() {
+            let submitted = submit(self);
+            let waited = stream.synchronize();
+            return submitted.and(waited).map_err(CudaError::from);
+        }
         let pinned = self.memory.pinned().clone();
-        let raw = on.stream().raw();
+        // Known here, whoever's `on` it is: the stream must not go before its mark.
+        let raw = self.memory.on(stream)?.stream().raw();
         pinned.record_stream(self.values.allocation(), &pinned.stream(raw));
         submit(self)?;
         let done = match pinned.backend().record(raw) {

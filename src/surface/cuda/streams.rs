@@ -8,10 +8,12 @@
 //! - K1: the backend keeps the `Arc` of every handle in the table, so none is destroyed, and no
 //!   other stream gets it, while it is there.
 //! - K2: a stream that is taken out is forgotten by the allocator before the backend lets it go.
+//! - K3: the own stream of a thread is forgotten when the thread is gone.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::{CudaStream, DeviceRepr, DeviceSlice, HostSlice, ValidAsZeroBits};
 
@@ -28,9 +30,18 @@ const PER_THREAD: usize = 2;
 #[derive(Default)]
 pub(super) struct Known {
     by_handle: Mutex<Table>,
+    /// The own streams of threads by number, each with what goes with the thread (K3).
+    of_threads: Mutex<HashMap<u64, (CudaStreamId, Weak<()>)>>,
 }
 
-type Table = HashMap<usize, Stream<Cuda>>;
+/// By handle: who the stream is, and our handle of it, which may be stale: a stream can be
+/// forgotten by hand, and its place be another's.
+type Table = HashMap<usize, (CudaStreamId, Stream<Cuda>)>;
+
+thread_local! {
+    /// Goes with the thread.
+    static ALIVE: Arc<()> = Arc::default();
+}
 
 impl Known {
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -47,17 +58,34 @@ impl Known {
         // SAFETY: the handle is of a live stream of cudarc, of the allocator's context as the
         // caller has checked; K1 and K2 keep it alive until it is forgotten.
         let raw = unsafe { core.backend().stream_of(handle) }?;
-        if handle == PER_THREAD {
-            return Ok(core.stream(raw));
-        }
-        core.backend().keep(stream);
         let known = core.stream(raw);
+        if handle == PER_THREAD {
+            // A thread that is about to end has nothing left that goes with it.
+            if let Ok(alive) = ALIVE.try_with(Arc::downgrade) {
+                self.threads().insert(raw.id(), (raw, alive));
+            }
+            return Ok(known);
+        }
         // Another thread may have been first, with the same stream.
-        Ok(self.table().entry(handle).or_insert(known).clone())
+        match self.table().entry(handle) {
+            Entry::Occupied(mut entry) => {
+                if !entry.get().1.is_current() {
+                    entry.insert((raw, known));
+                }
+                Ok(entry.get().1.clone())
+            }
+            Entry::Vacant(entry) => {
+                core.backend().keep(stream);
+                Ok(entry.insert((raw, known)).1.clone())
+            }
+        }
     }
 
-    /// Our handle of a stream that is known, or need not be kept: the default one, or the calling
-    /// thread's own.
+    fn threads(&self) -> MutexGuard<'_, HashMap<u64, (CudaStreamId, Weak<()>)>> {
+        self.of_threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Our handle of a stream that is known, or the default one.
     pub(super) fn lookup(&self, core: &Allocator<Cuda>, handle: usize) -> Option<Stream<Cuda>> {
         if handle == 0 {
             return Some(core.default_stream());
@@ -65,9 +93,10 @@ impl Known {
         if handle == PER_THREAD {
             // SAFETY: the thread's own stream lives as long as the thread.
             let raw = unsafe { core.backend().stream_of(handle) }.ok()?;
-            return Some(core.stream(raw));
+            return self.threads().contains_key(&raw.id()).then(|| core.stream(raw));
         }
-        self.table().get(&handle).cloned()
+        let table = self.table();
+        table.get(&handle).map(|entry| &entry.1).filter(|known| known.is_current()).cloned()
     }
 
     /// Forgets the streams that nobody else has (K2).
@@ -79,19 +108,31 @@ impl Known {
         let gone: Vec<_> =
             idle.iter().filter_map(|&handle| Some((handle, table.remove(&handle)?))).collect();
         drop(table);
-        for (handle, known) in &gone {
-            forget(known.raw());
-            cuda.let_go(*handle);
+        for &(handle, (raw, _)) in &gone {
+            forget(raw);
+            cuda.let_go(handle);
         }
-        gone.len()
+        // A thread's work is reached without it, and its number never comes again.
+        let mut ended = Vec::new();
+        self.threads().retain(|_, (raw, alive)| {
+            let is_over = alive.strong_count() == 0;
+            ended.extend(is_over.then_some(*raw));
+            !is_over
+        });
+        ended.iter().for_each(|&raw| forget(raw));
+        gone.len() + ended.len()
     }
 }
 
 /// The allocator's memory on one stream. Cheap to clone.
+///
+/// On the per-thread default stream it is the memory of whichever thread allocates, as work goes to
+/// that thread's stream.
 #[derive(Clone)]
 pub struct OnStream {
     memory: CudaAllocator,
     known: Stream<Cuda>,
+    raw: CudaStreamId,
     stream: Arc<CudaStream>,
 }
 
@@ -107,7 +148,18 @@ impl OnStream {
         known: Stream<Cuda>,
         stream: &Arc<CudaStream>,
     ) -> Self {
-        Self { memory: memory.clone(), known, stream: Arc::clone(stream) }
+        let raw = known.raw();
+        Self { memory: memory.clone(), known, raw, stream: Arc::clone(stream) }
+    }
+
+    /// The same on the calling thread, if that is another stream: work goes to the stream of the
+    /// thread that submits it, and so must its memory.
+    #[inline]
+    fn moved(&self) -> Result<Option<Self>, AllocError> {
+        if !self.raw.is_of_other_thread() {
+            return Ok(None);
+        }
+        self.memory.on(&self.stream).map(Some).map_err(AllocError::DeviceLost)
     }
 
     /// The allocator.
@@ -115,7 +167,8 @@ impl OnStream {
         &self.memory
     }
 
-    /// The stream as the allocator knows it, for its requests.
+    /// The stream as the allocator knows it, for its requests. Of the per-thread stream: that of
+    /// the thread that asked for it.
     pub fn stream(&self) -> &Stream<Cuda> {
         &self.known
     }
@@ -132,7 +185,10 @@ impl OnStream {
     #[track_caller]
     #[inline]
     pub fn allocate(&self, size: Bytes) -> Result<Allocation<Cuda>, AllocError> {
-        self.memory.allocate_on(&self.known, size)
+        match self.moved()? {
+            Some(here) => self.memory.allocate_on(&here.known, size),
+            None => self.memory.allocate_on(&self.known, size),
+        }
     }
 
     /// Room for `len` values, uninitialised.
@@ -169,7 +225,9 @@ impl OnStream {
             return Ok(CudaBuffer::new(self.allocate(size)?, len, self));
         }
         let pool = self.memory.pool_of_tag(tag);
-        let mut request = self.memory.request(size).on(&self.known).tag(tag);
+        let moved = self.moved()?;
+        let known = moved.as_ref().map_or(&self.known, |here| &here.known);
+        let mut request = self.memory.request(size).on(known).tag(tag);
         if let Some(pool) = &pool {
             request = request.pool(pool);
         }
