@@ -85,6 +85,9 @@ impl<B: Backend> PrivatePool<B> {
     /// ([`OomCause::Paused`](crate::report::oom::OomCause)), allocations may be dropped, and no
     /// work may touch them. What is away counts as allocated and not as reserved.
     ///
+    /// Pauses and resumes of one allocator are done one at a time: none may be asked for by a
+    /// callback or an observer that runs inside of one.
+    ///
     /// For programs that live on while their model sleeps: serving between training steps, two
     /// models that take turns.
     ///

@@ -14,7 +14,7 @@ use crate::core::chunks::Run;
 use crate::core::expand::{MapPlan, UnmapPlan};
 use crate::core::miss::Miss;
 use crate::core::step::{Growth, Step};
-use crate::id::ArenaId;
+use crate::id::{ArenaId, BlockId};
 use crate::units::{Bytes, to_bytes};
 use std::sync::{Arc, PoisonError};
 
@@ -73,8 +73,8 @@ impl<B: Backend> Shared<B> {
                     self.range(&mut miss, growth);
                     None
                 }
-                Step::Joins { reader, streams } => {
-                    self.ask_joins(reader, streams);
+                Step::Joins { reader, streams, blocks } => {
+                    self.ask_joins(reader, streams, &blocks);
                     None
                 }
                 Step::Await => {
@@ -235,10 +235,10 @@ impl<B: Backend> Shared<B> {
     }
 
     /// Finds out which streams' captured work the captured stream comes after.
-    fn ask_joins(&self, reader: ArenaId, mut streams: Vec<ArenaId>) {
+    fn ask_joins(&self, reader: ArenaId, mut streams: Vec<ArenaId>, blocks: &[(BlockId, u32)]) {
         let later = self.places.stream(reader);
         streams.retain(|&stream| self.backend.is_joined(self.places.stream(stream), later));
-        self.world(|world| world.commit_joins(reader, &streams));
+        self.world(|world| world.commit_joins(reader, &streams, blocks));
     }
 
     /// Does a step that belongs to no single request.

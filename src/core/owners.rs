@@ -162,18 +162,29 @@ impl<M, E: Clone> World<'_, M, E> {
         if !asks || std::mem::replace(&mut miss.asked_joins, true) {
             return None;
         }
+        let reader = miss.arena;
+        let found = self.joinable(reader);
+        let of_reader = &self.arenas[reader.index()].blocks;
+        let blocks = found.iter().map(|&(id, _)| (id, of_reader[id.index()].serial)).collect();
         let mut streams: Vec<ArenaId> =
-            self.joinable(miss.arena).into_iter().flat_map(|(_, streams)| streams).collect();
+            found.into_iter().flat_map(|(_, streams)| streams).collect();
         streams.sort_unstable();
         streams.dedup();
-        let reader = miss.arena;
-        (!streams.is_empty()).then_some(Step::Joins { reader, streams })
+        (!streams.is_empty()).then_some(Step::Joins { reader, streams, blocks })
     }
 
-    /// Blocks all of whose streams are among `joined` are the captured stream's again.
-    pub(crate) fn commit_joins(&mut self, stream: ArenaId, joined: &[ArenaId]) {
+    /// Of the blocks that were asked about, those all of whose streams are among `joined` are the
+    /// captured stream's again. What was freed since may have been used since.
+    pub(crate) fn commit_joins(
+        &mut self,
+        stream: ArenaId,
+        joined: &[ArenaId],
+        asked: &[(BlockId, u32)],
+    ) {
         for (block, streams) in self.joinable(stream) {
-            if streams.iter().all(|stream| joined.contains(stream)) {
+            let serial = self.arenas[stream.index()].blocks[block.index()].serial;
+            let was_asked = asked.contains(&(block, serial));
+            if was_asked && streams.iter().all(|stream| joined.contains(stream)) {
                 self.promote_for_own(stream, block);
             }
         }

@@ -4,7 +4,7 @@ use crate::core::arena::Grant;
 use crate::core::classes::Group;
 use crate::core::expand::{MapPlan, UnmapPlan};
 use crate::core::lifetime::Recorded;
-use crate::id::{ArenaId, OwnerId};
+use crate::id::{ArenaId, BlockId, OwnerId};
 use crate::units::Bytes;
 
 /// What is to be done outside, or the end of it.
@@ -32,8 +32,9 @@ pub(crate) enum Step<M, E> {
     Unmap(UnmapPlan<M>),
     /// Ask the out-of-memory callbacks for memory.
     Callbacks,
-    /// Ask which of these streams have been joined by the captured one.
-    Joins { reader: ArenaId, streams: Vec<ArenaId> },
+    /// Ask which of these streams have been joined by the captured one; `blocks`, with their
+    /// serials, are what has been freed by now.
+    Joins { reader: ArenaId, streams: Vec<ArenaId>, blocks: Vec<(BlockId, u32)> },
     /// Wait until another thread's growth or release has ended.
     Await,
     /// There is nothing left to try.

@@ -43,7 +43,8 @@ impl<T: Pod> fmt::Debug for PinnedBuffer<T> {
 
 impl CudaAllocator {
     /// `len` zeros in pinned memory of the host. A copy that is *captured* uses the buffer again
-    /// with every replay: keep it as long as the graph.
+    /// with every replay: keep it as long as the
+    /// graph, and leave its values alone while one runs.
     ///
     /// [`PinnedConfig`](crate::config::PinnedConfig) of this allocator's configuration says what is
     /// rounded and what is not cached.
