@@ -15,7 +15,9 @@
 //! once, with no event and no call of the driver. Used on another stream through cudarc's copies
 //! and libraries, or by a kernel of which [`CudaBuffer::record_on`] tells, that stream is recorded,
 //! and nobody gets the bytes before both are past their uses. What *order* the work of two streams
-//! has is the program's business, as ever (`CudaStream::wait`, `join`).
+//! has is the program's business, as ever (`CudaStream::wait`, `join`). A copy
+//! *between devices* by cudarc asks for its source as if that stayed on its own stream: keep the
+//! source until the copy is done.
 //!
 //! The backend keeps an `Arc<CudaStream>` as long as the stream is known, so none is
 //! destroyed while memory waits for it; when nobody else has it any more, it is forgotten at the
