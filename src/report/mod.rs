@@ -4,6 +4,7 @@
 
 pub mod history;
 pub mod holders;
+pub mod html;
 pub mod oom;
 pub(crate) mod ring;
 pub mod snapshot;

@@ -28,7 +28,7 @@ use wgpu::{Backends, DeviceType};
 
 use super::moments::{Aftermath, Answers, Moment};
 use super::report::{Deviation, Report};
-use super::{BATCHES, DemoArgs, SHAPE, progress};
+use super::{BATCHES, DemoArgs, SHAPE, progress, record, write_report};
 use crate::linear::gpu::{Forward, Training};
 use crate::linear::host::{Adam, Batch, Linear, Memory, generate};
 use crate::linear::source::{Aquifer, Source};
@@ -70,6 +70,10 @@ impl Answers for WgpuAllocator {
         Self::empty_cache(self);
     }
 
+    fn annotate(&self, text: &str) {
+        Allocator::annotate(self, text);
+    }
+
     fn driver_free(&self) -> Option<Bytes> {
         let told = |info: &MemoryInfo| info.source == MemorySource::VulkanBudget;
         self.memory_info().filter(told).map(|info| info.free)
@@ -95,6 +99,7 @@ struct Trained {
 
 /// Training, then the allocator's answers while things are deleted, then the comparison.
 pub(super) fn observe(memory: &WgpuAllocator, args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
+    record(args, memory);
     let start = Start::new(args)?;
     let source = Aquifer::new(memory);
     let mut training = Training::new(source.clone(), &start.linear, &start.data)?;
@@ -108,6 +113,7 @@ pub(super) fn observe(memory: &WgpuAllocator, args: &DemoArgs) -> Result<Report,
     let loss_last = first(&source.read(&training.loss()?)?);
 
     let aftermath = Aftermath::of(memory, || drop((training, source)));
+    write_report(args, memory)?;
     drop(history);
     Ok(Report {
         backend: "wgpu",
