@@ -21,6 +21,9 @@ mod columns;
 mod course;
 mod pack;
 mod story;
+// They read the data of a page as JSON.
+#[cfg(all(test, feature = "cli"))]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -28,7 +28,7 @@ class SegmentMap {
     // As high as the most segments need, within reason: rows come and go, the page stays.
     element.style.height = `${Math.min(14, Math.max(2, mostAtOnce(model.ranges))) * ROW + 10}px`;
     this.chosen = null;
-    this.bySize = true;
+    this.bySize = false;
     this.highlighted = -1;
     element.addEventListener("scroll", () => this.draw());
     element.addEventListener("pointermove", (event) => this.hover(event));
