@@ -335,6 +335,33 @@ fn the_program_makes_the_same_page_of_the_same_trace() {
 }
 
 #[test]
+fn what_cannot_be_reported_is_refused() {
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+        command.arg("report").args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let output = command.output().expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("complaints are text");
+        (output.status.code(), said, output.stdout)
+    };
+    let trace = "benches/traces/cs336-silmont-small.mtrace.gz";
+    for (args, code, reason) in [
+        (&["no-such.mtrace", "-o", "-"][..], 2, "no-such.mtrace"),
+        (&["Cargo.toml", "-o", "-"], 2, "Cargo.toml: line 1"),
+        (&[trace], 2, "--output"),
+        (&[trace, "--config", "nonsense", "-o", "-"], 2, "--config"),
+        (&[trace, "-o", "no-such-folder/report.html"], 1, "no-such-folder/report.html"),
+    ] {
+        let (status, said, out) = run(args);
+        assert_eq!((status, said.lines().count(), out.len()), (Some(code), 1, 0), "{said}");
+        assert!(said.starts_with("aquifer: ") && said.contains(reason), "{said}");
+    }
+    // A device that is too small is no failure: the page shows where it ended.
+    let (status, said, out) = run(&[trace, "--capacity", "4MiB", "-o", "-"]);
+    assert_eq!((status, said.as_str()), (Some(0), ""));
+    assert!(out.starts_with(b"<!doctype html>") && out.ends_with(b"</html>\n"));
+}
+
+#[test]
 fn the_demonstration_reports_what_it_leaks() {
     let path = page_path("leak.html");
     let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));

@@ -1,8 +1,8 @@
 //! A browser without a window, told what to do over its debugging pipe.
 //!
-//! Chromium reads commands from the file descriptor 3 and answers on 4, JSON with a zero byte behind
-//! each message. A shell ties both to the ends of ordinary pipes, so that nothing here is unsafe and
-//! no port is opened.
+//! Chromium reads commands from the file descriptor 3 and answers on 4, JSON with a zero byte
+//! behind each message. A shell ties both to the ends of ordinary pipes, so that nothing here is
+//! unsafe and no port is opened.
 
 use std::collections::VecDeque;
 use std::env;

@@ -47,8 +47,8 @@ const EXIT_USAGE: u8 = 2;
 /// A caching GPU memory allocator, tried out.
 ///
 /// `aquifer demo` shows what it is for, on any machine. `aquifer report` makes a page of HTML that
-/// shows who holds memory, and when. `aquifer replay` runs recorded allocation traces through it and
-/// says how much memory and time they took. `aquifer bench` measures one allocate and free.
+/// shows who holds memory, and when. `aquifer replay` runs recorded allocation traces through it
+/// and says how much memory and time they took. `aquifer bench` measures one allocate and free.
 ///
 /// Exit codes: 0 done; 1 the job failed (a replay ran out of memory); 2 bad usage or bad input.
 #[derive(Debug, Parser)]
