@@ -128,6 +128,7 @@ impl Browser {
             if answer["result"]["result"]["value"] == Value::Bool(true) {
                 return;
             }
+            assert!(self.complaints.is_empty(), "{:#?}", self.complaints);
             assert!(began.elapsed() < PATIENCE, "{condition} is false; {:?}", self.complaints);
             std::thread::sleep(Duration::from_millis(20));
         }

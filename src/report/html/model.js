@@ -337,8 +337,8 @@ class Model {
       `${strings[file]}:${line}${strings[name] ? " " + strings[name] : ""}`);
     const pending = this.asked[life] <= moment ? ", freed, but a stream may still use it" : "";
     const age = this.birth[life] === 0
-      ? "there since before the first event"
-      : `for ${this.span(this.birth[life], moment)}, since event ${grouped(this.birth[life])}`;
+      ? "there since before the first step"
+      : `for ${this.span(this.birth[life], moment)}, since step ${grouped(this.birth[life])}`;
     const size = this.sizeOf[shape], requested = this.requestedOf[shape];
     return [
       `${formatBytes(size)}${requested === size ? "" : `, ${formatBytes(requested)} asked for`}${pending}`,

@@ -25,6 +25,10 @@ use crate::report::history::Frames;
 use crate::report::snapshot::Snapshot;
 use crate::units::{Bytes, GRANULE};
 
+/// Longer pauses between steps, of 35 years, are cut: a browser's numbers have 53 bits, and the kind
+/// of a step takes three.
+const PAUSE_MAX: u64 = (1 << 50) - 1;
+
 /// The numbers that the kinds of steps have in the page.
 fn kind(step: Step) -> u64 {
     match step {
@@ -186,8 +190,7 @@ fn steps(story: &Story, start: u64) -> [(&'static str, String); 3] {
     let (mut blocks_born, mut ranges_born) = (0, 0);
     let mut last = start;
     for &(time, step) in &story.steps {
-        // Longer pauses than 70,000 years are cut.
-        let pause = (time - last).min(u64::MAX >> 3);
+        let pause = (time - last).min(PAUSE_MAX);
         steps.push(pause << 3 | kind(step));
         last = time;
         match step {
