@@ -4,6 +4,7 @@
 
 pub mod history;
 pub mod holders;
+pub mod html;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
 pub mod oom;

@@ -26,12 +26,16 @@ mod report;
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use aquifer::backend::Backend;
+use aquifer::report::html::HtmlOptions;
+use aquifer::{Allocator, HistoryOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::linear::Shape;
-use crate::output;
+use crate::{output, report as report_file};
 use report::Report;
 
 const SHAPE: Shape = Shape { inputs: 1000, outputs: 1000 };
@@ -74,6 +78,9 @@ pub(crate) struct DemoArgs {
     /// Keep the losses and activations of all steps, as `losses.append(loss)` does in PyTorch.
     #[arg(long)]
     leak: bool,
+    /// Record all that happens to memory, and write a page of HTML that shows it.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -130,6 +137,24 @@ pub(crate) fn run(args: DemoArgs) -> ExitCode {
     ExitCode::from(status)
 }
 
+/// Records from now on, if a page is wanted.
+fn record<B: Backend>(args: &DemoArgs, memory: &Allocator<B>) {
+    if args.report.is_some() {
+        memory.record_history(HistoryOptions::default());
+    }
+}
+
+/// Writes the page, if one is wanted: what was recorded, up to now.
+///
+/// # Errors
+/// If the file could not be written.
+fn write_report<B: Backend>(args: &DemoArgs, memory: &Allocator<B>) -> Result<(), Box<dyn Error>> {
+    let Some(path) = &args.report else { return Ok(()) };
+    let options = HtmlOptions::default();
+    let written = report_file::write(&memory.memory_snapshot(), &options, path);
+    written.map_err(|error| format!("--report: {}: {error}", path.display()).into())
+}
+
 /// What is not as it must be.
 fn failures(report: &Report, steps: u32) -> Vec<String> {
     let mut failures = Vec::new();
@@ -148,7 +173,7 @@ fn failures(report: &Report, steps: u32) -> Vec<String> {
 /// The experiment where the arguments want it.
 fn observe(args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
     match args.backend {
-        Some(BackendChoice::Host) => Ok(host::observe(args)?),
+        Some(BackendChoice::Host) => host::observe(args),
         #[cfg(feature = "cuda")]
         Some(BackendChoice::Cuda) => {
             let device = cuda::open().map_err(|error| format!("{error}. {CUDA_ADVICE}"))?;
@@ -187,7 +212,7 @@ fn observe_best(args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
     }
     let missing = missing.concat();
     output::complain(&format!("{missing}Using memory of this machine instead. {WHAT_HELPS}"));
-    Ok(host::observe(args)?)
+    host::observe(args)
 }
 
 /// On the terminal, if there is one to look at it.

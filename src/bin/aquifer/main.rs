@@ -3,6 +3,7 @@
 //! | file | what it owns |
 //! |------|--------------|
 //! | `demo`    | the main job, end to end |
+//! | `report`  | a page of HTML from a trace |
 //! | `replay`  | traces in, one line of figures out for each |
 //! | `measure` | the runs behind these figures |
 //! | `plot`    | a picture of memory over time |
@@ -33,6 +34,7 @@ mod plot;
 mod policy;
 mod random;
 mod replay;
+mod report;
 mod singles;
 
 use std::process::ExitCode;
@@ -45,9 +47,9 @@ const EXIT_USAGE: u8 = 2;
 
 /// A caching GPU memory allocator, tried out.
 ///
-/// `aquifer demo` shows what it is for, on any machine. `aquifer replay` runs recorded allocation
-/// traces through it and says how much memory and time they took. `aquifer bench` measures one
-/// allocate and free.
+/// `aquifer demo` shows what it is for, on any machine. `aquifer report` makes a page of HTML that
+/// shows who holds memory, and when. `aquifer replay` runs recorded allocation traces through it
+/// and says how much memory and time they took. `aquifer bench` measures one allocate and free.
 ///
 /// Exit codes: 0 done; 1 the job failed (a replay ran out of memory); 2 bad usage or bad input.
 #[derive(Debug, Parser)]
@@ -60,6 +62,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Report(report::ReportArgs),
     Replay(replay::ReplayArgs),
     Bench(bench::BenchArgs),
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Demo(args) => demo::run(args),
+        Command::Report(args) => report::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
     }

@@ -12,7 +12,7 @@ use aquifer::{Allocator, Bytes, CudaAllocator};
 use super::check::{STEPS_ON_THEIR_WAY, Start, Trained, checked_steps, first};
 use super::moments::{Aftermath, Answers, Moment};
 use super::report::Report;
-use super::{DemoArgs, progress};
+use super::{DemoArgs, progress, record, write_report};
 use crate::linear::Failure;
 use crate::linear::cuda::{Forward, Training};
 use crate::linear::launch::Kernels;
@@ -74,6 +74,10 @@ impl Answers for CudaAllocator {
         self.pinned().empty_cache();
     }
 
+    fn annotate(&self, text: &str) {
+        Allocator::annotate(self, text);
+    }
+
     fn driver_free(&self) -> Option<Bytes> {
         self.backend().free_bytes()
     }
@@ -86,6 +90,7 @@ impl Answers for CudaAllocator {
 /// Training, then the allocator's answers while things are deleted, then the comparison.
 pub(super) fn observe(device: Device, args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
     let Device { memory, kernels } = device;
+    record(args, &memory);
     let start = Start::new(args)?;
     let mut training = Training::new(kernels, &start.linear, &start.data)?;
     let loss_first = first(training.loss()?.slice()?);
@@ -98,6 +103,7 @@ pub(super) fn observe(device: Device, args: &DemoArgs) -> Result<Report, Box<dyn
     let loss_last = first(training.loss()?.slice()?);
 
     let aftermath = Aftermath::of(&memory, || drop(training));
+    write_report(args, &memory)?;
     drop(history);
     Ok(Report {
         backend: "cuda",

@@ -12,7 +12,7 @@ use wgpu::{Backends, DeviceType};
 use super::check::{STEPS_ON_THEIR_WAY, Start, Trained, checked_steps, first};
 use super::moments::{Aftermath, Answers, Moment};
 use super::report::Report;
-use super::{DemoArgs, progress};
+use super::{DemoArgs, progress, record, write_report};
 use crate::linear::gpu::{Forward, Training};
 use crate::linear::source::{Aquifer, Source};
 
@@ -42,6 +42,10 @@ impl Answers for WgpuAllocator {
         Self::empty_cache(self);
     }
 
+    fn annotate(&self, text: &str) {
+        Allocator::annotate(self, text);
+    }
+
     fn driver_free(&self) -> Option<Bytes> {
         let told = |info: &MemoryInfo| info.source == MemorySource::VulkanBudget;
         self.memory_info().filter(told).map(|info| info.free)
@@ -54,6 +58,7 @@ impl Answers for WgpuAllocator {
 
 /// Training, then the allocator's answers while things are deleted, then the comparison.
 pub(super) fn observe(memory: &WgpuAllocator, args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
+    record(args, memory);
     let start = Start::new(args)?;
     let source = Aquifer::new(memory);
     let mut training = Training::new(source.clone(), &start.linear, &start.data)?;
@@ -67,6 +72,7 @@ pub(super) fn observe(memory: &WgpuAllocator, args: &DemoArgs) -> Result<Report,
     let loss_last = first(&source.read(&training.loss()?)?);
 
     let aftermath = Aftermath::of(memory, || drop((training, source)));
+    write_report(args, memory)?;
     drop(history);
     Ok(Report {
         backend: "wgpu",

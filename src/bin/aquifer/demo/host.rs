@@ -1,19 +1,21 @@
 //! The experiment on memory of this machine.
 
+use std::error::Error;
 use std::time::Instant;
 
 use aquifer::backend::{Backend, Host};
-use aquifer::{AllocError, Allocator, Config};
+use aquifer::{Allocator, Config};
 
 use super::moments::Aftermath;
 use super::report::Report;
-use super::{BATCHES, DemoArgs, SHAPE, progress};
+use super::{BATCHES, DemoArgs, SHAPE, progress, record, write_report};
 use crate::linear::Random;
 use crate::linear::host::{Adam, Forward, Linear, Memory, generate};
 
 /// Training, then the allocator's answers while things are deleted.
-pub(super) fn observe(args: &DemoArgs) -> Result<Report, AllocError> {
+pub(super) fn observe(args: &DemoArgs) -> Result<Report, Box<dyn Error>> {
     let allocator = Allocator::new(Host::new(), Config::default());
+    record(args, &allocator);
     let memory = Memory::new(&allocator);
     let mut random = Random(args.seed);
     let data = generate(&memory, SHAPE, (BATCHES, args.batch as usize), &mut random)?;
@@ -38,6 +40,7 @@ pub(super) fn observe(args: &DemoArgs) -> Result<Report, AllocError> {
     let loss_last = model.forward(&memory, &data[0])?.loss();
 
     let aftermath = Aftermath::of(&allocator, || drop((model, optimizer, data)));
+    write_report(args, &allocator)?;
     drop(history);
     Ok(Report {
         backend: "host",

@@ -30,6 +30,8 @@ pub(super) trait Answers {
     fn moment(&self) -> Moment;
     fn holders(&self) -> Vec<Holder>;
     fn empty_cache(&self);
+    /// A remark for the history, if there is one.
+    fn annotate(&self, text: &str);
     /// Bytes that the device's driver has free, if it tells that itself.
     fn driver_free(&self) -> Option<Bytes>;
     /// Whether the memory is the process's own, so that its resident size tells of it.
@@ -48,6 +50,10 @@ impl Answers for Allocator<Host> {
 
     fn empty_cache(&self) {
         Self::empty_cache(self);
+    }
+
+    fn annotate(&self, text: &str) {
+        Self::annotate(self, text);
     }
 
     fn driver_free(&self) -> Option<Bytes> {
@@ -81,9 +87,11 @@ impl Aftermath {
     /// Asks before, between and after `delete` and `empty_cache`.
     pub(super) fn of(memory: &impl Answers, delete: impl FnOnce()) -> Self {
         let (before, holders) = (memory.moment(), memory.holders());
+        memory.annotate("deleting the model");
         delete();
         let after_delete = memory.moment();
         let (resident, free) = (resident_bytes(), memory.driver_free());
+        memory.annotate("empty_cache");
         memory.empty_cache();
         Self {
             before,
