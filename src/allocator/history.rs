@@ -262,11 +262,11 @@ impl<B: Backend> Shared<B> {
     /// Everything there is, and what led there.
     pub(super) fn snapshot(&self) -> Snapshot {
         let on = self.recorder.state().on.clone();
-        let (draft, active, limit, pools) = self.world(|world| {
+        let (draft, active, limit, pools, taken) = self.world(|world| {
             let owners = &world.global.owners;
             let pools: Vec<PoolId> = owners.iter().map(|owner| owner.pool_id).collect();
             let active = world.total(Gauge::ActiveBytes);
-            (snapshot::collect(world), active, world.global.limit, pools)
+            (snapshot::collect(world), active, world.global.limit, pools, Instant::now())
         });
         let mut raw: Vec<(ArenaId, Entry)> = Vec::new();
         if let Some(on) = &on {
@@ -279,6 +279,10 @@ impl<B: Backend> Shared<B> {
                 let ring = inside.history.iter().flat_map(|ring| ring.entries());
                 raw.extend(ring.map(|&entry| (cell.id, entry)));
             }
+            // The streams went on since: what they did after that moment is not in the state, and
+            // whoever plays the history backwards from there would stumble over it.
+            let until_ns = taken.saturating_duration_since(on.start).as_nanos() as u64;
+            raw.retain(|(_, entry)| entry.time_ns <= until_ns || entry.kind == kind);
             // By time; what one stream did stays in order.
             raw.sort_by_key(|(_, entry)| entry.time_ns);
             let surplus = raw.len().saturating_sub(on.options.max_entries);
