@@ -2,6 +2,7 @@
 //! reports. All prose and formatting of the crate is here; it reads the core and changes nothing,
 //! and none of it runs on a hit.
 
+pub mod exchange;
 pub mod history;
 pub mod holders;
 pub mod html;
