@@ -33,7 +33,7 @@ fn a_whole_life_is_consistent() {
     ];
     // Whatever the oldest events are that were lost.
     for from in 0..life.len() {
-        assert_eq!(left_out(&life[from..]), [], "from {from}");
+        assert!(left_out(&life[from..]).is_empty(), "from {from}");
     }
 }
 
@@ -47,7 +47,7 @@ fn pages_come_and_go_in_other_pieces() {
         (SegmentUnmap, 0x3000, 0x2000),
     ];
     for from in 0..life.len() {
-        assert_eq!(left_out(&life[from..]), [], "from {from}");
+        assert!(left_out(&life[from..]).is_empty(), "from {from}");
     }
 }
 
