@@ -5,6 +5,7 @@
 pub mod exchange;
 pub mod history;
 pub mod holders;
+pub(crate) mod lives;
 pub mod oom;
 pub(crate) mod ring;
 pub mod snapshot;
