@@ -6,6 +6,7 @@ pub mod exchange;
 pub mod history;
 pub mod holders;
 pub mod html;
+pub(crate) mod lives;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
 pub mod oom;

@@ -138,6 +138,23 @@ pub enum Fault {
     },
     /// The live bytes do not fit in 64 bits.
     LiveBytesOverflow,
+    /// The file does not begin as a log of RMM does.
+    NotRmm,
+    /// A field of a log is no hexadecimal number.
+    NotHexadecimal {
+        /// Which one.
+        field: &'static str,
+    },
+    /// A log frees what is not live.
+    UnknownPointer {
+        /// Where.
+        pointer: u64,
+    },
+    /// A log hands out what is live.
+    LivePointer {
+        /// Where.
+        pointer: u64,
+    },
     /// More than [`EVENTS_MAX`] events or [`TEXT_MAX`] bytes of text for a trace in memory.
     TraceTooLarge,
 }
@@ -189,6 +206,14 @@ impl fmt::Display for Fault {
             Self::UnknownId { id } => write!(f, "no allocation has the id {id}"),
             Self::FreedId { id } => write!(f, "allocation {id} has been freed before"),
             Self::LiveBytesOverflow => write!(f, "the live bytes exceed 64 bits"),
+            Self::NotRmm => write!(f, "no header of an RMM log"),
+            Self::NotHexadecimal { field } => {
+                write!(f, "the field {field} is not a hexadecimal number")
+            }
+            Self::UnknownPointer { pointer } => write!(f, "nothing lives at {pointer:#x}"),
+            Self::LivePointer { pointer } => {
+                write!(f, "what lives at {pointer:#x} has not been freed")
+            }
             Self::TraceTooLarge => write!(
                 f,
                 "more than {EVENTS_MAX} events or {TEXT_MAX} bytes of text: read them one by one"

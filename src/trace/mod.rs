@@ -32,6 +32,8 @@ mod check;
 mod error;
 mod gz;
 mod mtrace;
+mod recorded;
+mod rmm;
 
 use std::fs::File;
 use std::io::{BufRead, Read, Write};

@@ -32,7 +32,9 @@ mod layout;
 mod model;
 mod out;
 mod parse;
+mod perfetto;
 mod pickle;
+mod profile;
 mod tree;
 mod undo;
 mod unpickle;
@@ -41,6 +43,7 @@ mod words;
 use std::io::{self, Read, Write};
 
 pub use error::{SnapshotError, SnapshotFault};
+pub use profile::When;
 
 use crate::report::snapshot::Snapshot;
 

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)] // These are tests, helpers of `#[test]`s among them.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
