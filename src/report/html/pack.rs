@@ -25,8 +25,8 @@ use crate::report::history::Frames;
 use crate::report::snapshot::Snapshot;
 use crate::units::{Bytes, GRANULE};
 
-/// Longer pauses between steps, of 35 years, are cut: a browser's numbers have 53 bits, and the kind
-/// of a step takes three.
+/// Longer pauses between steps, of 35 years, are cut: a browser's numbers have 53 bits, and the
+/// kind of a step takes three.
 const PAUSE_MAX: u64 = (1 << 50) - 1;
 
 /// The numbers that the kinds of steps have in the page.
