@@ -114,12 +114,14 @@ impl Snapshot {
         let course = Course::of(&story);
         let named = if options.title.is_empty() { &self.device_name } else { &options.title };
         let title = if named.is_empty() { "a device" } else { named };
+        let device = if named == &self.device_name { "" } else { &self.device_name };
         let data = pack::pack(self, &story, &course, options);
         let script = SCRIPT.concat();
         let texts: &[(&str, &str)] = &[
             ("{{title}}", &escape(title)),
             ("{{style}}", STYLE),
             ("{{name}}", &escape(title)),
+            ("{{device}}", &escape(device)),
             ("{{sentence}}", &escape(&self.sentence())),
             ("{{facts}}", &self.facts(&story, &course)),
             ("{{settings}}", &self.settings_rows(options)),
@@ -217,12 +219,7 @@ impl Snapshot {
         let before = story.blocks.before.len() - story.pending_before.len();
         let mut rows = rows.concat();
         rows += &row("events", "Events", &grouped(count as u64), count.to_string());
-        rows += &row(
-            "segments",
-            "Segments at the end",
-            &grouped(segments as u64),
-            segments.to_string(),
-        );
+        rows += &row("segments", "Segments", &grouped(segments as u64), segments.to_string());
         if before > 0 {
             let text = format!(
                 "{} blocks, {}",

@@ -150,7 +150,8 @@ fn record<B: Backend>(args: &DemoArgs, memory: &Allocator<B>) {
 /// If the file could not be written.
 fn write_report<B: Backend>(args: &DemoArgs, memory: &Allocator<B>) -> Result<(), Box<dyn Error>> {
     let Some(path) = &args.report else { return Ok(()) };
-    let options = HtmlOptions::default();
+    let title = if args.leak { "aquifer demo --leak" } else { "aquifer demo" };
+    let options = HtmlOptions { title: title.to_owned(), ..HtmlOptions::default() };
     let written = report_file::write(&memory.memory_snapshot(), &options, path);
     written.map_err(|error| format!("--report: {}: {error}", path.display()).into())
 }
