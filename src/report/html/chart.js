@@ -279,8 +279,10 @@ class Timeline extends Plot {
       pen.stroke();
       pen.setLineDash([]);
     }
+    // Above the chart is the place of remarks.
+    const line = y < MARGIN.top + 20 ? y + 13 : y - 5;
     pen.textAlign = "right";
-    pen.fillText(`limit ${shortBytes(this.limit)}${isInside ? "" : " ↑"}`, MARGIN.left + this.inner, y - 5);
+    pen.fillText(`limit ${shortBytes(this.limit)}${isInside ? "" : " ↑"}`, MARGIN.left + this.inner - 6, line);
   }
 
   // Remarks of the program, with their words where there is room for them.

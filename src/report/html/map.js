@@ -26,7 +26,7 @@ class SegmentMap {
     this.tip.hidden = true;
     this.room = element.appendChild(document.createElement("div"));
     // As high as the most segments need, within reason: rows come and go, the page stays.
-    element.style.height = `${Math.min(14, Math.max(2, mostAtOnce(model.ranges))) * ROW + 10}px`;
+    element.style.height = `${Math.min(10, Math.max(2, mostAtOnce(model.ranges))) * ROW + 10}px`;
     this.chosen = null;
     this.bySize = false;
     this.highlighted = -1;
