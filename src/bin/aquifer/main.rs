@@ -2,6 +2,9 @@
 //!
 //! | file | what it owns |
 //! |------|--------------|
+//! | `convert` | recordings from one format into another |
+//! | `summary` | what a snapshot holds, as text |
+//! | `input`   | recordings of every format, read |
 //! | `demo`    | the main job, end to end |
 //! | `replay`  | traces in, one line of figures out for each |
 //! | `measure` | the runs behind these figures |
@@ -22,8 +25,10 @@
 
 mod bench;
 mod bytes;
+mod convert;
 mod demo;
 mod device;
+mod input;
 mod knobs;
 mod linear;
 mod measure;
@@ -33,6 +38,7 @@ mod policy;
 mod random;
 mod replay;
 mod singles;
+mod summary;
 
 use std::process::ExitCode;
 
@@ -42,11 +48,15 @@ use clap::{Parser, Subcommand};
 /// Bad usage or bad input, as clap has it too.
 const EXIT_USAGE: u8 = 2;
 
+/// The job failed.
+const EXIT_FAILED: u8 = 1;
+
 /// A caching GPU memory allocator, tried out.
 ///
 /// `aquifer demo` shows what it is for, on any machine. `aquifer replay` runs recorded allocation
 /// traces through it and says how much memory and time they took. `aquifer bench` measures one
-/// allocate and free.
+/// allocate and free. `aquifer convert` and `aquifer summary` read what programs recorded:
+/// PyTorch's snapshots, traces, logs of RMM.
 ///
 /// Exit codes: 0 done; 1 the job failed (a replay ran out of memory); 2 bad usage or bad input.
 #[derive(Debug, Parser)]
@@ -61,6 +71,8 @@ enum Command {
     Demo(demo::DemoArgs),
     Replay(replay::ReplayArgs),
     Bench(bench::BenchArgs),
+    Convert(convert::ConvertArgs),
+    Summary(summary::SummaryArgs),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +84,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Summary(args) => summary::run(&args),
     }
 }
 
