@@ -432,7 +432,7 @@ fn recordings_are_converted() {
         let summary = aquifer(&["summary", again]);
         assert!(stdout(&summary).contains("3.03 GiB as asked for"), "{}", stdout(&summary));
     }
-    for ending in ["perfetto.json", "speedscope.json", "dhat.json", "folded"] {
+    for ending in ["perfetto.json", "speedscope.json", "dhat.json", "vma.json", "folded"] {
         let path = directory.join(format!("viewed.{ending}"));
         let path = path.to_str().expect("the path is text");
         let output = aquifer(&["convert", SMALL, path]);

@@ -99,13 +99,19 @@ fn profiles_are_json() {
     let sums = ["gb", "eb", "tbk"].map(|key| sum(&dhat["pps"], key));
     assert_eq!(sums, [3_249_143_816, 31_719_428, 36]);
     bytes.clear();
+    snapshot.write_vma(&mut bytes).expect("written");
+    let vma: Value = serde_json::from_slice(&bytes).expect("JSON");
+    let total = ["BlockCount", "BlockBytes", "AllocationCount", "UnusedRangeCount"];
+    let total = total.map(|key| vma["Total"][key].as_u64().unwrap());
+    assert_eq!(total, [9, 3_781_165_056, 10, 10]);
+    bytes.clear();
     snapshot.write_perfetto(&mut bytes).expect("written");
     let perfetto: Value = serde_json::from_slice(&bytes).expect("JSON");
     let counters = perfetto["traceEvents"].as_array().expect("a list").iter();
-    let levels = counters.filter(|event| event["ph"] == "C").map(|event| &event["args"]);
+    let mut levels = counters.filter(|event| event["ph"] == "C").map(|event| &event["args"]);
     let highest = levels.clone().map(|level| level["allocated"].as_u64().unwrap()).max();
     assert_eq!(highest, Some(3_249_143_816));
-    assert_eq!(levels.last().expect("one")["reserved"], 3_781_165_056_u64);
+    assert_eq!(levels.next_back().expect("one")["reserved"], 3_781_165_056_u64);
 }
 
 const LOG: &str = "Thread,Time,Action,Pointer,Size,Stream\n\

@@ -64,6 +64,7 @@ Endings:
   .pickle .pkl          snapshot         .speedscope.json   live bytes, for speedscope.app
   .json                 the same         .dhat.json         the same, for dh_view.html
   .csv                  log of RMM       .folded            the same, for flamegraph.pl
+                                         .vma.json          segments, for GpuMemDumpVis.py
 
 Exit codes: 0 done; 1 OUT could not be written; 2 bad usage or a bad file.";
 
@@ -86,6 +87,8 @@ enum Target {
     Folded,
     /// The same for DHAT's viewer
     Dhat,
+    /// Segments and blocks as VMA's statistics
+    Vma,
 }
 
 impl Target {
@@ -100,6 +103,7 @@ impl Target {
             (".speedscope.json", Target::Speedscope),
             (".dhat.json", Target::Dhat),
             (".folded", Target::Folded),
+            (".vma.json", Target::Vma),
             (".json", Target::Json),
         ];
         let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
@@ -198,6 +202,7 @@ fn write(ready: &Recording, target: Target, args: &ConvertArgs) -> Result<(), St
         Target::Speedscope => first.write_speedscope(file),
         Target::Folded => first.write_folded(when, file),
         Target::Dhat => first.write_dhat(file),
+        Target::Vma => first.write_vma(file),
         // Written above: they are of traces.
         Target::Mtrace | Target::Rmm => Ok(()),
     };

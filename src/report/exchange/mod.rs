@@ -1,4 +1,5 @@
-//! Snapshots as files: PyTorch's pickles, which its viewers open, and the same as JSON.
+//! Snapshots as files: PyTorch's pickles, which its viewers open, the same as JSON, and what other
+//! viewers open (`perfetto`, `profile`, `vma`).
 //!
 //! ```text
 //!                 ┌─ pickle ──▶ file ──▶ unpickle ─┐
@@ -6,7 +7,7 @@
 //!      undo ──┘   └─ json ────▶ file ──▶ parse ────┘
 //! ```
 //!
-//! One description of the schema ([`layout`]) writes both formats, and one ([`model`]) reads both.
+//! One description of the schema (`layout`) writes both formats, and one (`model`) reads both.
 //! JSON needs no crate for that, so it is there in every build, its errors name the byte as those
 //! of pickles do, and its memory is bounded by the same rules.
 //!
@@ -18,12 +19,12 @@
 //! What a viewer demands beyond the syntax, and where it is seen to:
 //!
 //! - V1: blocks tile their segment, so an expandable range is one segment for each contiguous run
-//!   of pages ([`layout`]).
+//!   of pages (`layout`).
 //! - V2: played backwards from the state at the end, no event contradicts what came after it
-//!   ([`undo`] leaves out those that would).
-//! - V3: `device_traces` has a list for every device up to the highest ([`layout`]).
+//!   (`undo` leaves out those that would).
+//! - V3: `device_traces` has a list for every device up to the highest (`layout`).
 //! - V4: no batch of more than 1000 items, no integer of more than 8 bytes, no opcode beyond the
-//!   viewer's ([`pickle`]).
+//!   viewer's (`pickle`).
 #![forbid(unsafe_code)]
 
 mod error;
@@ -38,6 +39,7 @@ mod profile;
 mod tree;
 mod undo;
 mod unpickle;
+mod vma;
 mod words;
 
 use std::io::{self, Read, Write};
