@@ -408,3 +408,48 @@ fn a_closed_pipe_is_no_panic() {
     let output = child.wait_with_output().expect("the program ends");
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
 }
+
+const TORCH: &str = "tests/formats/torch_snapshot_small.pickle";
+
+/// A recording goes through every format that can be read, and stays the same program.
+#[test]
+fn recordings_are_converted() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for ending in ["pickle", "json", "csv", "mtrace", "mtrace.gz"] {
+        let path = directory.join(format!("converted.{ending}"));
+        let path = path.to_str().expect("the path is text");
+        let output = aquifer(&["convert", TORCH, path]);
+        assert_eq!(output.status.code(), Some(0), "{ending}: {}", stderr(&output));
+        let replayed = object(0, &[path]);
+        assert_eq!(replayed["trace"], "converted");
+        assert_eq!(replayed["allocations"], 36);
+        assert_eq!(replayed["peak_live_bytes"], 3_249_143_816_u64);
+        // Back to a snapshot: of the file itself, or of a replay.
+        let again = directory.join("again.pickle");
+        let again = again.to_str().expect("the path is text");
+        assert_eq!(aquifer(&["convert", path, again]).status.code(), Some(0), "{ending}");
+        assert_eq!(object(0, &[again])["peak_live_bytes"], 3_249_143_816_u64);
+        let summary = aquifer(&["summary", again]);
+        assert!(stdout(&summary).contains("3.03 GiB as asked for"), "{}", stdout(&summary));
+    }
+    for ending in ["perfetto.json", "speedscope.json", "dhat.json", "vma.json", "folded"] {
+        let path = directory.join(format!("viewed.{ending}"));
+        let path = path.to_str().expect("the path is text");
+        let output = aquifer(&["convert", SMALL, path]);
+        assert_eq!(output.status.code(), Some(0), "{ending}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn bad_recordings_are_refused() {
+    let bytes = fs::read(in_repository(TORCH)).expect("the file is there");
+    let cut = file("cut.pickle", &bytes[..500]);
+    refused(&["summary", &cut], "byte 500: the file ends too early");
+    refused(&["convert", &cut, "never.json"], "byte 500: the file ends too early");
+    refused(&["replay", &cut], "byte 500: the file ends too early");
+    refused(&["convert", TORCH, "never.what"], "say one with --to");
+    refused(&["convert", "--device", "3", TORCH, "never.json"], "no device 3 in this file");
+    refused(&["convert", "--from", "rmm", TORCH, "never.json"], "line 1");
+    let code = file("code.pickle", b"\x80\x02cos\nsystem\n.");
+    refused(&["summary", &code], "byte 2: opcode 0x63 (GLOBAL)");
+}

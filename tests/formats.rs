@@ -17,5 +17,7 @@ mod speed;
 mod support;
 #[path = "formats/torch.rs"]
 mod torch;
+#[path = "formats/traces.rs"]
+mod traces;
 #[path = "formats/viewer.rs"]
 mod viewer;

@@ -385,6 +385,23 @@ fn the_program_makes_the_same_page_of_the_same_trace() {
 }
 
 #[test]
+fn a_snapshot_of_pytorch_becomes_a_page() {
+    let path = page_path("torch.html");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+    command.args(["report", "tests/formats/torch_snapshot_small.pickle", "-o"]).arg(&path);
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = fs::read_to_string(&path).expect("the page is there");
+    // By the lines of the program, not by the unwinder on top of each stack.
+    assert!(page.contains("At the end 30.25 MiB are held: "));
+    assert!(page.contains("2.00 MiB in 1 by trace_peak_memory.py:35"));
+    let Some(mut browser) = Browser::start("torch") else { return };
+    browser.open(&path);
+    assert_eq!(number(&mut browser, "#fact-held", "value"), 31_719_936);
+    assert_quiet(&browser);
+}
+
+#[test]
 fn what_cannot_be_reported_is_refused() {
     let run = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));

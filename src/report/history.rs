@@ -39,6 +39,39 @@ impl fmt::Display for Frame {
 /// The calls on the way to an event, innermost first; shared by all events from there.
 pub type Frames = Arc<[Frame]>;
 
+/// The index of the call that names a holder: the innermost that the program's authors wrote.
+///
+/// Stacks of PyTorch begin with the calls of its runtime. So the first line of a Python file
+/// outside of installed packages counts; else the first line of any Python file; else the first
+/// call of which the line is known; else the first of all, as in stacks of this crate. `None` for
+/// no frames.
+///
+/// ```
+/// use aquifer::report::history::{Frame, call_site};
+///
+/// let frame = |file: &str, line| Frame { file: file.into(), line, name: "".into() };
+/// let stack = [
+///     frame("??", 0),
+///     frame("/usr/lib/python3/site-packages/torch/nn/functional.py", 12),
+///     frame("train.py", 7),
+/// ];
+/// assert_eq!(call_site(&stack), Some(2));
+/// assert_eq!(call_site(&stack[..2]), Some(1));
+/// assert_eq!(call_site(&stack[..1]), Some(0));
+/// assert_eq!(call_site(&[]), None);
+/// ```
+pub fn call_site(frames: &[Frame]) -> Option<usize> {
+    let is_python = |frame: &Frame| frame.line > 0 && frame.file.ends_with(".py");
+    let is_own = |frame: &Frame| {
+        is_python(frame) && !["-packages/", "/lib/python"].iter().any(|it| frame.file.contains(it))
+    };
+    let first = |is: &dyn Fn(&Frame) -> bool| frames.iter().position(is);
+    first(&is_own)
+        .or_else(|| first(&is_python))
+        .or_else(|| first(&|frame| frame.line > 0))
+        .or_else(|| first(&|_| true))
+}
+
 /// What happened. The names are those of PyTorch's traces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]

@@ -29,6 +29,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use crate::report::format_bytes;
+use crate::report::history::call_site;
 use crate::report::holders::Holder;
 use crate::report::snapshot::{BlockState, Snapshot};
 use crate::units::Bytes;
@@ -173,7 +174,7 @@ impl Snapshot {
         let mut sums: BTreeMap<(String, Option<&str>), (u64, u64)> = BTreeMap::new();
         let blocks = self.segments.iter().flat_map(|segment| &segment.blocks);
         for block in blocks.filter(|block| block.state == BlockState::Allocated) {
-            let frame = block.frames.first();
+            let frame = call_site(&block.frames).map(|at| &block.frames[at]);
             let place =
                 frame.map_or(UNKNOWN.to_owned(), |frame| format!("{}:{}", frame.file, frame.line));
             let sum = sums.entry((place, block.tag.as_deref())).or_default();

@@ -36,8 +36,8 @@ fn a_large_snapshot() {
         let read = Snapshot::read_pickle(&bytes[..]).expect("read");
         let whole = start.elapsed();
         println!(
-            "{round}: {} blocks, {} events: snapshot {taken:.1?}, write {:.1?}, both \
-             {written:.1?}, {} bytes, read {:.1?}",
+            "{round}: {} blocks, {} events: snapshot {taken:.1?}, write {:.1?}, \
+             both {written:.1?}, {} bytes, read {:.1?}",
             held.len(),
             snapshot.history.len(),
             written - taken,

@@ -310,10 +310,7 @@ fn folded(trace: &Py) -> Vec<Event> {
         assert!(time >= last_time, "time goes on");
         last_time = time;
         let addr = match &*action {
-            "oom" => {
-                entry.get("device_free").number();
-                0
-            }
+            "oom" => entry.get("device_free").number().min(0),
             _ => entry.get("addr").number(),
         };
         if let Some(last) = events.last_mut()

@@ -2,8 +2,11 @@
 //!
 //! | file | what it owns |
 //! |------|--------------|
+//! | `convert` | recordings from one format into another |
+//! | `summary` | what a snapshot holds, as text |
+//! | `input`   | recordings of every format, read |
 //! | `demo`    | the main job, end to end |
-//! | `report`  | a page of HTML from a trace |
+//! | `report`  | a page of HTML from a recording |
 //! | `replay`  | traces in, one line of figures out for each |
 //! | `measure` | the runs behind these figures |
 //! | `plot`    | a picture of memory over time |
@@ -24,8 +27,10 @@
 
 mod bench;
 mod bytes;
+mod convert;
 mod demo;
 mod device;
+mod input;
 mod knobs;
 mod linear;
 mod measure;
@@ -36,6 +41,7 @@ mod random;
 mod replay;
 mod report;
 mod singles;
+mod summary;
 
 use std::process::ExitCode;
 
@@ -45,11 +51,16 @@ use clap::{Parser, Subcommand};
 /// Bad usage or bad input, as clap has it too.
 const EXIT_USAGE: u8 = 2;
 
+/// The job failed.
+const EXIT_FAILED: u8 = 1;
+
 /// A caching GPU memory allocator, tried out.
 ///
-/// `aquifer demo` shows what it is for, on any machine. `aquifer report` makes a page of HTML that
-/// shows who holds memory, and when. `aquifer replay` runs recorded allocation traces through it
-/// and says how much memory and time they took. `aquifer bench` measures one allocate and free.
+/// `aquifer demo` shows what it is for, on any machine. `aquifer replay` runs recorded allocation
+/// traces through it and says how much memory and time they took. `aquifer bench` measures one
+/// allocate and free. `aquifer report`, `aquifer summary` and `aquifer convert` read what programs
+/// recorded (PyTorch's snapshots, traces, logs of RMM): as a page of HTML that shows who holds
+/// memory, and when; as text; as a file of another format.
 ///
 /// Exit codes: 0 done; 1 the job failed (a replay ran out of memory); 2 bad usage or bad input.
 #[derive(Debug, Parser)]
@@ -65,6 +76,8 @@ enum Command {
     Report(report::ReportArgs),
     Replay(replay::ReplayArgs),
     Bench(bench::BenchArgs),
+    Convert(convert::ConvertArgs),
+    Summary(summary::SummaryArgs),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +90,8 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Summary(args) => summary::run(&args),
     }
 }
 

@@ -11,21 +11,20 @@ use indicatif::ProgressBar;
 use serde_json::Value;
 
 use crate::device::{CountedHost, Device};
+use crate::input::Recording;
 use crate::measure::{self, Bench, Figures, Setup, call_count, call_counts};
 use crate::output::{self, Format};
 use crate::plot::{self, Curve};
 use crate::policy::PolicyArgs;
-use crate::{EXIT_USAGE, bytes};
+use crate::{EXIT_FAILED, EXIT_USAGE, bytes};
 
 /// Bytes of the simulated device, unless other are asked for: more than any trace needs.
 const SIM_CAPACITY: Bytes = 1 << 40;
 
-/// A run ended early for want of memory.
-const EXIT_FAILED: u8 = 1;
-
 /// Replays allocation traces and says what memory and time they took.
 ///
-/// A trace is a text of one event a line (`a ID SIZE STREAM`, `f ID`, `u ID STREAM`, `m LABEL`
+/// A trace is a snapshot of PyTorch's with its history (pickle or JSON), a log of RMM, or a text of
+/// one event a line (`a ID SIZE STREAM`, `f ID`, `u ID STREAM`, `m LABEL`
 /// under a header `# mtrace: 1`), plain or gzip'd. Each runs through the allocator's public API as
 /// often as --rounds says, cold (an empty cache) and warm (after a run, nothing given back); then
 /// one line of figures is printed for it.
@@ -81,7 +80,7 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 
-    /// Traces, as text or gzip'd
+    /// Traces, snapshots or logs, plain or gzip'd
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 }
@@ -198,7 +197,10 @@ fn replay(
     path: &Path,
     rows: &mut Vec<Vec<String>>,
 ) -> (Option<String>, u8) {
-    let trace = match Trace::open(path) {
+    let reading = output::progress(0, &path.display().to_string());
+    let read = Recording::open(path, None, &reading);
+    reading.finish_and_clear();
+    let trace = match read.and_then(|recording| recording.into_trace(None)) {
         Ok(trace) => trace,
         Err(error) => {
             output::complain(&format!("{}: {error}", path.display()));
@@ -283,7 +285,8 @@ fn run_and_draw<D: Device>(
 fn trace_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
-    name.strip_suffix(".mtrace").unwrap_or(name).to_owned()
+    let endings = [".mtrace", ".pickle", ".json", ".csv"];
+    endings.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
 }
 
 /// The figures as a JSON object.

@@ -1,8 +1,8 @@
 //! `aquifer report`: a page of HTML that shows who holds memory, and how it came to that.
 //!
-//! A trace is replayed on a simulated device, event by event, and what the allocator tells of it
-//! becomes the history. It has no times, so an event's time is its number: the same trace gives the
-//! same page, byte for byte.
+//! A snapshot is shown as it was. A trace is replayed on a simulated device, event by event, and
+//! what the allocator tells of it becomes the history. It has no times, so an event's time is its
+//! number: the same trace gives the same page, byte for byte.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,21 +19,21 @@ use aquifer::report::snapshot::Snapshot;
 use aquifer::trace::{Event, Trace};
 use aquifer::{Allocator, Bytes, Config, HistoryOptions};
 
+use crate::input::{Recording, choose};
 use crate::policy::PolicyArgs;
-use crate::{EXIT_USAGE, bytes, output};
+use crate::{EXIT_FAILED, EXIT_USAGE, bytes, output};
 
 /// Bytes of the simulated device, unless other are asked for: more than any trace needs.
 const SIM_CAPACITY: Bytes = 1 << 40;
-
-/// The page could not be written.
-const EXIT_FAILED: u8 = 1;
 
 /// Makes a page of HTML that shows who holds memory, and when.
 ///
 /// The page opens from disk in any browser and needs no network: memory over time, every segment at
 /// any moment, holders at the peak and at the end, fragmentation.
 ///
-/// IN is an allocation trace (`.mtrace`, plain or gzip'd), which is replayed on a simulated device.
+/// IN is a snapshot of PyTorch or of this crate, pickle or JSON; or an allocation trace or a log of
+/// RMM, which is replayed on a simulated device, to which the options below belong. Each may be
+/// gzip'd.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ReportArgs {
@@ -48,6 +48,10 @@ pub(crate) struct ReportArgs {
     #[arg(long)]
     expandable: bool,
 
+    /// Of a snapshot of several devices, this one; the first, unless given
+    #[arg(long, value_name = "N")]
+    device: Option<u32>,
+
     /// Where the page goes; `-` is standard output
     #[arg(short, long, value_name = "FILE.html")]
     output: PathBuf,
@@ -59,6 +63,8 @@ pub(crate) struct ReportArgs {
 
 const EXAMPLES: &str = "\
 Examples:
+  aquifer report snapshot.pickle -o memory.html
+      what a PyTorch program dumped, with the lines of Python that ask for memory
   aquifer report benches/traces/article-linear-adam.mtrace.gz -o memory.html
       who holds memory while a small model is trained
   aquifer report --policy torch --expandable --capacity 24GiB TRACE -o memory.html
@@ -78,7 +84,7 @@ struct Source {
 
 /// Reads, replays, and writes the page.
 pub(crate) fn run(args: &ReportArgs) -> ExitCode {
-    let source = match read_by_extension(args) {
+    let source = match read(args) {
         Ok(source) => source,
         Err(error) => {
             output::complain(&error);
@@ -108,23 +114,22 @@ pub(crate) fn write(snapshot: &Snapshot, options: &HtmlOptions, path: &Path) -> 
     file.flush()
 }
 
-/// The snapshot that a file holds or leads to. What the file is, its name tells; traces may be
-/// called anything.
-fn read_by_extension(args: &ReportArgs) -> Result<Source, String> {
-    read_trace(args)
-}
-
-fn read_trace(args: &ReportArgs) -> Result<Source, String> {
+/// The snapshot that a file holds or leads to.
+fn read(args: &ReportArgs) -> Result<Source, String> {
     let mut config = args.policy.configuration()?;
     config.expandable_segments |= args.expandable;
     config.validate().map_err(|error| format!("--expandable: {error}"))?;
     let path = args.input.display();
-    let trace = Trace::open(&args.input).map_err(|error| format!("{path}: {error}"))?;
-    let snapshot =
-        replay(&trace, config, args.capacity).map_err(|error| format!("{path}: {error}"))?;
+    let bar = output::progress(0, &path.to_string());
+    let read = Recording::open(&args.input, None, &bar);
+    bar.finish_and_clear();
+    let shown = read.and_then(|recording| match recording {
+        Recording::Trace(trace) => Ok((replay(&trace, config, args.capacity)?, Clock::Events)),
+        Recording::Snapshots(all) => Ok((choose(all, args.device)?, Clock::Microseconds)),
+    });
+    let (snapshot, clock) = shown.map_err(|error| format!("{path}: {error}"))?;
     let name = args.input.file_name().unwrap_or(args.input.as_os_str()).to_string_lossy();
-    let options = HtmlOptions { title: name.into_owned(), clock: Clock::Events };
-    Ok(Source { snapshot, options })
+    Ok(Source { snapshot, options: HtmlOptions { title: name.into_owned(), clock } })
 }
 
 /// The history of a trace on a simulated device, up to its end or to the first failure.

@@ -2,8 +2,7 @@
 //!
 //! ```text
 //!   segments              [ address, sizes, stream, pool, blocks [ size, state, frames ] ]
-//!   device_traces         [ device 0: [ action, addr, size, stream, time_us, frames ], device 1: …
-//! ]
+//!   device_traces         [ device 0: [ action, addr, size, stream, time_us, frames ], … ]
 //!   allocator_settings    what PYTORCH_CUDA_ALLOC_CONF says
 //!   external_annotations  [ device, time_us, name ]
 //!   aquifer               [ device, name, total, limit, … ]: what PyTorch has no words for

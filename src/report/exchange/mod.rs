@@ -1,4 +1,5 @@
-//! Snapshots as files: PyTorch's pickles, which its viewers open, and the same as JSON.
+//! Snapshots as files: PyTorch's pickles, which its viewers open, the same as JSON, and what other
+//! viewers open (`perfetto`, `profile`, `vma`).
 //!
 //! ```text
 //!                 ┌─ pickle ──▶ file ──▶ unpickle ─┐
@@ -38,6 +39,7 @@ mod profile;
 mod tree;
 mod undo;
 mod unpickle;
+mod vma;
 mod words;
 
 use std::io::{self, Read, Write};

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use super::json::write_text;
 use super::out::Out;
 use crate::report::format_bytes;
-use crate::report::history::{Action, Event};
+use crate::report::history::{Action, Event, call_site};
 use crate::report::snapshot::Snapshot;
 
 /// Bytes at one time. They may be anything in a foreign file, so they are wide.
@@ -125,7 +125,7 @@ fn write_event<W: Write>(out: &mut Out<W>, device: u32, ts: u64, event: &Event) 
     let tag = event.tag.as_deref().unwrap_or("");
     write_text(out, format!("{tag} {}", format_bytes(size)).trim_start());
     out.format(format_args!(",\"args\":{{\"bytes\":{size},\"by\":"));
-    let by = event.frames.first().map_or_else(String::new, |frame| frame.to_string());
+    let by = call_site(&event.frames).map_or_else(String::new, |at| event.frames[at].to_string());
     write_text(out, &by);
     out.bytes(b"}}");
 }

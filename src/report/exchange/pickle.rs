@@ -3,8 +3,7 @@
 //! ```text
 //!   0x80 2                                  PROTO
 //!   }  (  key value key value …  u          EMPTY_DICT MARK … SETITEMS
-//!   ]  (  item … item  e  (  item …  e      EMPTY_LIST MARK … APPENDS, 1000 items at most each
-//! time
+//!   ]  (  item … item  e  (  item …  e      EMPTY_LIST MARK … APPENDS, at most 1000 items each
 //!   X n text   q id                         BINUNICODE, BINPUT: said once …
 //!   h id                                    BINGET: … and referred to from then on
 //!   K M J 0x8a                              BININT1, BININT2, BININT, LONG1: by size

@@ -221,7 +221,9 @@ fn frame_table<'a, W: Write>(
         let next = frames.len() as u64;
         if let std::collections::btree_map::Entry::Vacant(entry) = frames.entry(name.as_str()) {
             entry.insert(next);
-            out.bytes(if next > 0 { b"," } else { b"" });
+            // Something may stand in the table already.
+            let follows = next > 0 || head.ends_with('"');
+            out.bytes(if follows { b"," } else { b"" });
             out.bytes(before.as_bytes());
             write_text(out, name);
             out.bytes(after.as_bytes());

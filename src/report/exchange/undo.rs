@@ -3,7 +3,7 @@
 //! Viewers know the state at the end, and get to every earlier one by undoing events, newest first:
 //!
 //! ```text
-//!   the newest                                                                       the oldest
+//!   the newest                                                                     the oldest
 //!   segment_free   free_completed  free_requested  alloc            segment_alloc
 //!   memory is      the block is    the block is    the block is     the memory is
 //!   back           pending again   allocated       gone             gone
@@ -15,8 +15,8 @@
 //!
 //! - U1: frees a block where one is live, or where there is no memory;
 //! - U2: asks a block to be pending that is not, or to go that is not there;
-//! - U3: brings memory back where there is some, or takes memory away that is not there, or
-//!   that has live blocks in it.
+//! - U3: brings memory back where there is some, or takes memory away that is not there, or that
+//!   has live blocks in it.
 //!
 //! What is left is consistent by construction: each event is undone on the state after those that
 //! stay. Cost: 24 bytes a live block, O(log blocks) an event.

@@ -292,14 +292,14 @@ class Model {
 
   // What the groups of a grouping are called, and the group of every shape.
   grouping(name) {
-    const { sites, strings, stacks } = this.data;
+    const { sites, strings, stacks, places } = this.data;
     const tag = ([tag]) => (tag === null ? "(no tag)" : strings[tag]);
     const place = ([, stack]) => {
-      const frame = stacks[stack][0];
+      const frame = stacks[stack][places[stack]];
       return frame ? `${strings[frame[0]]}:${frame[1]}` : "(unknown place)";
     };
     const call = ([, stack]) => {
-      const frame = stacks[stack][0];
+      const frame = stacks[stack][places[stack]];
       return frame && strings[frame[2]] ? " " + strings[frame[2]] : "";
     };
     const stream = ([, , stream, pool]) => `stream ${stream}` + (pool ? `, pool ${pool}` : "");
@@ -331,9 +331,9 @@ class Model {
 
   // All that is known of a block at a moment, as lines of text.
   describe(life, moment) {
-    const shape = this.shape[life], { strings, stacks, sites } = this.data;
+    const shape = this.shape[life], { strings, stacks, places, sites } = this.data;
     const [tag, stack, stream, pool] = sites[this.siteOf[shape]];
-    const frames = stacks[stack].slice(0, 6).map(([file, line, name]) =>
+    const frames = stacks[stack].slice(places[stack]).slice(0, 6).map(([file, line, name]) =>
       `${strings[file]}:${line}${strings[name] ? " " + strings[name] : ""}`);
     const pending = this.asked[life] <= moment ? ", freed, but a stream may still use it" : "";
     const age = this.birth[life] === 0

@@ -21,7 +21,7 @@ use super::columns::{Column, json_list, json_number, json_object, json_string};
 use super::course::{Course, Peak, Sums};
 use super::story::{Life, Range, Step, Story};
 use crate::id::PoolId;
-use crate::report::history::Frames;
+use crate::report::history::{Frames, call_site};
 use crate::report::snapshot::Snapshot;
 use crate::units::{Bytes, GRANULE};
 
@@ -284,9 +284,10 @@ fn pool(id: PoolId) -> String {
     if id == PoolId::default() { String::new() } else { format!("({}, {})", id.0, id.1) }
 }
 
-fn sites(story: &Story) -> [(&'static str, String); 3] {
+fn sites(story: &Story) -> [(&'static str, String); 4] {
     let mut strings = Strings::default();
     let mut stacks: Vec<String> = Vec::new();
+    let mut places: Vec<String> = Vec::new();
     let mut stack_of: HashMap<&Frames, usize> = HashMap::new();
     let mut sites = Vec::new();
     for site in &story.sites {
@@ -298,13 +299,19 @@ fn sites(story: &Story) -> [(&'static str, String); 3] {
                 format!("[{file},{},{name}]", frame.line)
             });
             stacks.push(json_list(frames));
+            places.push(call_site(&site.frames).unwrap_or(0).to_string());
         }
         let tag = site.tag.as_ref().map(Arc::as_ref).map(|tag| strings.number(tag) as u64);
         let pool = json_string(&pool(site.pool_id));
         sites.push(format!("[{},{stack},{},{pool}]", json_number(tag), site.stream));
     }
     let strings = strings.all.iter().map(|text| json_string(text));
-    [("strings", json_list(strings)), ("stacks", json_list(stacks)), ("sites", json_list(sites))]
+    [
+        ("strings", json_list(strings)),
+        ("stacks", json_list(stacks)),
+        ("places", json_list(places)),
+        ("sites", json_list(sites)),
+    ]
 }
 
 fn broken(course: &Course) -> [(&'static str, String); 2] {
