@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   allocate ── the stream's lock ── take ── note ── unlock ─▶ observers
-//!   a miss   ── all locks ── commit ── the core's notes ── unlock ─▶ observers
+//!   a miss   ── all locks ── commit ── the core's notes, the block's too ── unlock ─▶ observers
 //! ```
 //!
 //! Off, a hit and a free look at one pointer each. On, each writes an entry under the lock that it
@@ -140,6 +140,7 @@ impl<B: Backend> Inside<B> {
 
     fn note(&mut self, note: &Note) -> Option<Entry> {
         let action = match note.what {
+            Noted::Granted => Action::Alloc,
             Noted::SegmentCame => Action::SegmentAlloc,
             Noted::SegmentWent => Action::SegmentFree,
             Noted::PagesCame => Action::SegmentMap,

@@ -51,6 +51,9 @@ impl<B: Backend> Shared<B> {
         loop {
             let step = self.world(|world| {
                 let step = world.advance(&mut miss);
+                if let Step::Done(arena, grant) = &step {
+                    world.note_grant(*arena, grant, &want);
+                }
                 if harvest && world.has_waiting() {
                     self.waits.store(true, Ordering::Relaxed);
                 }
@@ -94,9 +97,7 @@ impl<B: Backend> Shared<B> {
             if let Some((arena, grant)) = grant {
                 self.purge_for(miss.arena);
                 let cell = self.cells.get(arena).expect("an arena that granted has its cell");
-                let words = (want.tag, want.owner);
-                let held = self.hold(cell.lock(), &grant, want.requested, want.location, words);
-                return Ok(Allocation::new(held, grant, want.requested));
+                return Ok(Allocation::new(cell.lock().hold(), grant, want.requested));
             }
         }
     }
@@ -107,7 +108,11 @@ impl<B: Backend> Shared<B> {
         if outcome.is_ok() {
             log::debug!("aquifer: grew by a segment of {} bytes", growth.size);
         }
-        let grant = self.world(|world| world.commit_grow(miss, growth, outcome));
+        let grant = self.world(|world| {
+            let grant = world.commit_grow(miss, growth, outcome);
+            grant.iter().for_each(|grant| world.note_grant(miss.arena, grant, &miss.want));
+            grant
+        });
         self.progress.notify_all();
         grant
     }
@@ -157,7 +162,9 @@ impl<B: Backend> Shared<B> {
         // The core hands memory out for release only when no call borrows it any more.
         let grant = self.world(|world| {
             plan.unborrow();
-            world.commit_map(miss, plan, outcome)
+            let grant = world.commit_map(miss, plan, outcome);
+            grant.iter().for_each(|grant| world.note_grant(miss.arena, grant, &miss.want));
+            grant
         });
         self.progress.notify_all();
         grant

@@ -343,10 +343,12 @@ impl<B: Backend> Shared<B> {
         let routed = if ask.owner.is_none() { self.routes.find(cell.id) } else { None };
         let owner = ask.owner.or(routed.as_ref().map(|pool| pool.owner()));
         let want = self.want(owner.unwrap_or(OwnerId::DEFAULT), ask, rounded, location);
-        let grant = self.world(|world| world.take_cached(cell.id, &want))?;
-        let words = (want.tag, want.owner);
-        let held = self.hold(cell.lock(), &grant, want.requested, location, words);
-        Some(Allocation::new(held, grant, want.requested))
+        let grant = self.world(|world| {
+            let grant = world.take_cached(cell.id, &want);
+            grant.iter().for_each(|grant| world.note_grant(cell.id, grant, &want));
+            grant
+        })?;
+        Some(Allocation::new(cell.lock().hold(), grant, want.requested))
     }
 
     /// Requests that no device state could satisfy.

@@ -1,11 +1,14 @@
 //! What the core tells about segments and late frees, for whoever writes a history.
 //!
-//! Handing out and letting go are seen by the shell itself; what happens to segments and pages, and
-//! when a free completes that had to wait, only the core knows. It notes it, if it is asked to, and
-//! the shell puts a time to it when it has everything in one hand anyway.
+//! What a stream hands out by itself and what users let go of is seen by the shell; what happens to
+//! segments and pages, and when a free completes that had to wait, only the core knows. It notes it,
+//! if it is asked to, and the shell puts a time to it when it has everything in one hand anyway.
+//! Blocks that were found with everything in one hand are noted too, so that no snapshot sees one
+//! before its event.
 
 use std::panic::Location;
 
+use crate::core::arena::{Grant, Want};
 use crate::core::block::{Holder, State};
 use crate::core::state::World;
 use crate::id::{ArenaId, BlockId, OwnerId, Tag};
@@ -14,6 +17,7 @@ use crate::units::{Bytes, to_bytes};
 /// What was noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Noted {
+    Granted,
     SegmentCame,
     SegmentWent,
     PagesCame,
@@ -29,7 +33,7 @@ pub(crate) struct Note {
     pub(crate) owner: OwnerId,
     pub(crate) place: u64,
     pub(crate) size: Bytes,
-    /// Who had asked for what is free now.
+    /// Who has asked for what was handed out, or is free now.
     pub(crate) location: Option<&'static Location<'static>>,
     pub(crate) tag: Tag,
 }
@@ -52,6 +56,17 @@ impl<M, E> World<'_, M, E> {
         let (start, granules) = run;
         let place = segment.place() + to_bytes(start);
         let (size, location, tag) = (to_bytes(granules), None, Tag::default());
+        self.note(Note { what, arena, owner, place, size, location, tag });
+    }
+
+    /// Notes that a block was handed out.
+    pub(crate) fn note_grant(&mut self, arena: ArenaId, grant: &Grant, want: &Want) {
+        if self.global.notes.is_none() {
+            return;
+        }
+        let Some(place) = self.arenas[arena.index()].place_of_live(grant.id) else { return };
+        let &Want { owner, tag, requested: size, location, .. } = want;
+        let (what, location) = (Noted::Granted, Some(location));
         self.note(Note { what, arena, owner, place, size, location, tag });
     }
 
