@@ -15,7 +15,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::allocator::Allocator;
 use crate::allocator::held::{Held, Inside};
 use crate::allocator::listeners::{CallbackGuard, Listeners, contain};
-use crate::allocator::shared::Shared;
+use crate::allocator::shared::{Shared, WorldOf};
 use crate::allocator::sync::{FastGuard, Mutex, MutexGuard};
 use crate::backend::Backend;
 use crate::core::arena::Grant;
@@ -278,24 +278,29 @@ impl<B: Backend> Shared<B> {
     /// Everything there is, and what led there.
     pub(super) fn snapshot(&self) -> Snapshot {
         let on = self.recorder.state().on.clone();
-        let (draft, active, limit, pools, until) = self.world(|world| {
+        let state = |world: &mut WorldOf<'_, B>| {
             let owners = &world.global.owners;
             let pools: Vec<PoolId> = owners.iter().map(|owner| owner.pool_id).collect();
             let active = world.total(Gauge::ActiveBytes);
-            // With everything in hand: what has a later time has happened to a later state.
-            let until = on.as_ref().map_or(0, |on| on.start.elapsed().as_nanos() as u64);
-            (snapshot::collect(world), active, world.global.limit, pools, until)
-        });
+            (snapshot::collect(world), active, world.global.limit, pools)
+        };
+        // What has a later time has happened to a later state.
+        let time = || on.as_ref().map_or(0, |on| on.start.elapsed().as_nanos() as u64);
+        let ((draft, active, limit, pools), until) = self.world_then(state, time);
         let mut raw: Vec<(ArenaId, Entry)> = Vec::new();
         if let Some(on) = &on {
             let kind = Kind::Event(Action::Snapshot);
             let (location, tag, owner) = (None, Tag::default(), OwnerId::DEFAULT);
+            let mut since = 0;
             for cell in self.cells.iter() {
                 let inside = cell.lock();
-                let ring = inside.history.iter().flat_map(|ring| ring.entries());
-                let ring = ring.filter(|entry| entry.time_ns <= until);
-                raw.extend(ring.map(|&entry| (cell.id, entry)));
+                let Some(ring) = &inside.history else { continue };
+                since = since.max(ring.since_ns());
+                let entries = ring.entries().filter(|entry| entry.time_ns <= until);
+                raw.extend(entries.map(|&entry| (cell.id, entry)));
             }
+            // What one stream did before it overwrote is gone, and with it what came of that.
+            raw.retain(|(_, entry)| entry.time_ns >= since);
             let entry = Entry { time_ns: 0, place: 0, size: active, location, tag, owner, kind };
             let added = self.default_cell.lock().history.as_mut().and_then(|ring| ring.add(entry));
             raw.extend(added.map(|entry| (ArenaId(0), entry)));

@@ -149,6 +149,16 @@ impl<B: Backend> Shared<B> {
 
     /// Runs `decide` with everything in one hand; then the books are settled.
     pub(super) fn world<R>(&self, decide: impl FnOnce(&mut WorldOf<'_, B>) -> R) -> R {
+        self.world_then(decide, || ()).0
+    }
+
+    /// As [`world`](Self::world); then, with the books settled and everything still in one hand,
+    /// `close`.
+    pub(super) fn world_then<R, T>(
+        &self,
+        decide: impl FnOnce(&mut WorldOf<'_, B>) -> R,
+        close: impl FnOnce() -> T,
+    ) -> (R, T) {
         let mut global = self.lock_global();
         let mut insides: Vec<_> = self.cells.iter().map(|cell| cell.lock()).collect();
         let merged = |merged, inside: &mut FastGuard<'_, Inside<B>>| {
@@ -170,12 +180,13 @@ impl<B: Backend> Shared<B> {
             Some(notes) if !notes.is_empty() => Self::take_notes(notes, &mut insides),
             _ => Vec::new(),
         };
+        let closed = close();
         drop(insides);
         drop(global);
         if !heard.is_empty() {
             self.tell(&heard);
         }
-        result
+        (result, closed)
     }
 
     /// Gives back what became free in released private pools while others were served; returns

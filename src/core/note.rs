@@ -1,10 +1,10 @@
 //! What the core tells about segments and late frees, for whoever writes a history.
 //!
 //! What a stream hands out by itself and what users let go of is seen by the shell; what happens to
-//! segments and pages, and when a free completes that had to wait, only the core knows. It notes it,
-//! if it is asked to, and the shell puts a time to it when it has everything in one hand anyway.
-//! Blocks that were found with everything in one hand are noted too, so that no snapshot sees one
-//! before its event.
+//! segments and pages, and when a free completes that had to wait, only the core knows. It notes
+//! it, if it is asked to, and the shell puts a time to it when it has everything in one hand
+//! anyway. Blocks that were found with everything in one hand are noted too, so that no snapshot
+//! sees one before its event.
 
 use std::panic::Location;
 

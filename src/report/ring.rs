@@ -93,6 +93,14 @@ impl Ring {
         older.iter().chain(newer)
     }
 
+    /// The time from which on nothing is missing.
+    pub(crate) fn since_ns(&self) -> u64 {
+        match self.entries.get(self.next) {
+            Some(oldest) if self.entries.len() == self.limit => oldest.time_ns,
+            _ => 0,
+        }
+    }
+
     pub(crate) fn clear(&mut self) {
         self.entries = Vec::new();
         self.next = 0;
