@@ -9,6 +9,7 @@ use aquifer::{Allocator, Config, HistoryOptions};
 use crate::chance;
 use crate::damage::{MUTATIONS, damaged};
 use crate::support::{Context, Rng};
+#[cfg(feature = "gz")]
 use crate::torch::SMALL;
 
 /// The shipped trace was made from the same snapshot, by Python.
