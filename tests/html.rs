@@ -413,7 +413,8 @@ fn what_cannot_be_reported_is_refused() {
     let trace = "benches/traces/cs336-silmont-small.mtrace.gz";
     for (args, code, reason) in [
         (&["no-such.mtrace", "-o", "-"][..], 2, "no-such.mtrace"),
-        (&["Cargo.toml", "-o", "-"], 2, "Cargo.toml: line 1"),
+        (&["README.md", "-o", "-"], 2, "README.md: line 1"),
+        (&["Cargo.toml", "-o", "-"], 2, "Cargo.toml: byte "),
         (&[trace], 2, "--output"),
         (&[trace, "--config", "nonsense", "-o", "-"], 2, "--config"),
         (&[trace, "-o", "no-such-folder/report.html"], 1, "no-such-folder/report.html"),
